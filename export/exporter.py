@@ -1,0 +1,109 @@
+"""Checkpoint -> bundle: write each format, hold it against the model, and only then let the bundle appear."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from export.bundle import FILES, BundleManifest, Format
+from export.formats import (
+    OPSET,
+    onnx_operators,
+    random_operators,
+    torchscript_operators,
+    write_onnx,
+    write_torchscript,
+)
+from export.gate import check_parity, check_random
+from export.graph import RecommendationGraph
+from pipeline.checkpoint import Checkpoint, read_checkpoint
+from pipeline.eager import EagerScorer
+from pipeline.histories import Histories
+from pipeline.manifest import NAME as MANIFEST
+from pipeline.manifest import digest, digests, versions, write_manifest
+from pipeline.publish import publish_directory
+from pipeline.scorer import Scorer
+
+GATE_USERS = 512
+"""Real histories each format is held against, besides the edge cases."""
+
+OpenScorer = Callable[[Path, str, str], Scorer]
+"""`scoring.runtimes.open_scorer`: the very runtime that will score, handed in because export may not import scoring."""
+
+
+def export_bundle(
+    checkpoint: Path,
+    output: Path,
+    formats: Sequence[str],
+    open_scorer: OpenScorer,
+    on_check: Callable[[str, Format], None] | None = None,
+) -> BundleManifest:
+    """Write a bundle whose every file was held against the eager model on the CPU.
+
+    Args:
+        checkpoint: the checkpoint's folder.
+        output: the bundle's folder; an older bundle there is replaced in one step.
+        formats: of `FILES`.
+        open_scorer: opens a format's file in a folder on a device.
+        on_check: called with each format that passed.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or `output` is not ours to replace.
+        JobError: a check did not hold; nothing was written.
+    """
+    opened = read_checkpoint(checkpoint)
+    model = opened.model().eval()
+    graph = RecommendationGraph(model).eval()
+    histories = gate_histories(opened)
+    records: dict[str, Format] = {}
+    with publish_directory(output) as folder:
+        for form in formats:
+            records[form] = _write_checked(form, graph, folder, EagerScorer(model), histories, open_scorer)
+            if on_check is not None:
+                on_check(form, records[form])
+        for name in ("items.parquet", "weights.safetensors"):
+            shutil.copyfile(checkpoint / name, folder / name)
+        manifest = BundleManifest(
+            files=digests(folder),
+            versions=versions("torch", "onnx", "onnxscript"),
+            checkpoint=digest(checkpoint / MANIFEST),
+            config=opened.manifest.config,
+            counts=opened.manifest.counts,
+            metrics=opened.manifest.metrics,
+            n_items=model.n_items,
+            n_concepts=model.config.n_concepts,
+            formats=records,
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def gate_histories(checkpoint: Checkpoint) -> Histories:
+    """What the gate compares on: an empty history, a single item, the checkpoint's longest history, and others of it.
+
+    A checkpoint made from weights alone holds no histories; then the most popular 1, 2, 4, ... items stand for them.
+    """
+    stored = [checkpoint.training, checkpoint.validation.histories, checkpoint.test.histories]
+    longest = max((part[int(part.lengths.argmax())] for part in stored if len(part)), key=len, default=())
+    popular = checkpoint.vocabulary.popular()
+    cases: list[Iterable[int]] = [(), popular[:1], longest]
+    cases += [part[user] for part in stored for user in range(min(len(part), GATE_USERS // 2))]
+    if len(cases) == 3:
+        cases += [popular[: 2**power] for power in range(1, min(len(popular), 1024).bit_length())]
+    return Histories.of([sorted(map(int, case)) for case in cases])
+
+
+def _write_checked(
+    form: str, graph: RecommendationGraph, folder: Path, model: Scorer, histories: Histories, open_scorer: OpenScorer
+) -> Format:
+    path = folder / FILES[form]
+    if form == "onnx":
+        write_onnx(graph, path)
+        operators = onnx_operators(path)
+    else:
+        write_torchscript(graph, path)
+        operators = torchscript_operators(path)
+    check_random(form, random_operators(operators))
+    parity = check_parity(form, open_scorer(folder, form, "cpu"), model, histories)
+    return Format(file=path.name, opset=OPSET if form == "onnx" else None, operators=operators, parity=parity)

@@ -1,0 +1,213 @@
+"""The command line: each command is a few calls of the library.
+
+Results go to standard output (tables, or one JSON object with --json), progress to standard error. Exit codes: 0 done;
+1 the job failed; 2 the caller can fix it. Heavy imports live inside the commands: `pipeline --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import InputError, PipelineError
+
+FORMATS = ("onnx", "torchscript")
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+format_option = click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="onnx", show_default=True, help="Which graph to run."
+)
+
+
+class _Failure(click.ClickException):
+    """An error with a message for people, shown as `Error: ...`."""
+
+    def __init__(self, error: PipelineError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code  # type: ignore[misc]
+
+
+class Commands(click.Group):
+    """Shows errors written for people as one message, with their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            raise _Failure(error) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="macrid", prog_name="pipeline")
+def main() -> None:
+    """Train MacridVAE on Parquet, export a verified bundle, score every user every night."""
+
+
+@main.command()
+@click.option("--workspace", type=FOLDER, default=Path("demo"), show_default=True, help="Folder to work in.")
+def demo(workspace: Path) -> None:
+    """Generate a shop, then train, export, score, and show what came out."""
+    from pipeline.demo import run_demo
+
+    run_demo(workspace)
+
+
+@main.command()
+@click.option("--config", type=FILE, help="TOML file.  [default: pipeline.toml if there is one, else the defaults]")
+@click.option("--input", "interactions", help="Parquet file, directory or glob.  [default: input of [data]]")
+@click.option("--output", type=FOLDER, default=Path("checkpoint"), show_default=True, help="Checkpoint to write.")
+@device_option
+@json_option
+def train(config: Path | None, interactions: str | None, output: Path, device: str, as_json: bool) -> None:
+    """Train a model on interactions and write a checkpoint."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable products; CUDA reads it when it starts
+    from pipeline.config import workspace_config
+    from pipeline.progress import TrainingProgress
+    from pipeline.report import print_metrics
+    from pipeline.train import train, training_device
+
+    settings = workspace_config(config, interactions)
+    with TrainingProgress(settings.training.epochs) as show:
+        manifest = train(settings, output, training_device(device), show.data, show.step, show.epoch)
+    facts = {
+        "checkpoint": output,
+        "best_epoch": manifest.best_epoch,
+        "seconds": show.seconds,
+        "counts": manifest.counts,
+    }
+    title = f"{output}: {manifest.counts['test_users']:,} test users, weights of epoch {manifest.best_epoch}"
+    print_metrics(title, manifest.metrics, facts, as_json)
+
+
+@main.command()
+@click.option("--model", type=FOLDER, required=True, help="Checkpoint or bundle.")
+@click.option("--history", help="What users have: interactions or histories.  [default: a checkpoint's test users]")
+@click.option("--truth", help="What they went on to choose: interactions or histories of the same users.")
+@format_option
+@device_option
+@json_option
+def evaluate(model: Path, history: str | None, truth: str | None, form: str, device: str, as_json: bool) -> None:
+    """Measure a checkpoint's or bundle's recommendations against what users went on to choose."""
+    from pipeline.evaluation import evaluate
+    from pipeline.held_out import read_held_out
+    from pipeline.report import print_metrics
+
+    scorer, vocabulary, held_out, counts = _open_model(model, form, device)
+    if history is not None and truth is not None:
+        held_out, counts = read_held_out(history, truth, vocabulary)
+    elif history is not None or truth is not None or held_out is None:
+        raise InputError(f"Evaluating {model} takes both --history and --truth: Parquet files about the same users.")
+    measured = evaluate(scorer, held_out.histories, held_out.targets)
+    print_metrics(f"{model}: {len(held_out):,} users", measured, {"model": model, "counts": counts}, as_json)
+
+
+@main.command()
+@click.option("--checkpoint", type=FOLDER, default=Path("checkpoint"), show_default=True, help="Checkpoint to read.")
+@click.option("--output", type=FOLDER, default=Path("bundle"), show_default=True, help="Bundle to write.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([*FORMATS, "all"]),
+    default="onnx",
+    show_default=True,
+    help="Which graphs the bundle holds.",
+)
+@json_option
+def export(checkpoint: Path, output: Path, form: str, as_json: bool) -> None:
+    """Turn a checkpoint into a bundle, every graph of it proven equal to the model."""
+    from export.exporter import export_bundle
+    from pipeline.report import print_facts
+    from scoring.runtimes import open_scorer
+
+    manifest = export_bundle(checkpoint, output, FORMATS if form == "all" else [form], open_scorer)
+    facts: dict[str, object] = {"bundle": output, "items": manifest.n_items, "concepts": manifest.n_concepts}
+    facts |= {name: parity.model_dump() if as_json else str(parity) for name, parity in manifest.parity().items()}
+    print_facts("proven equal to the model", facts, as_json)
+
+
+@main.command()
+@click.option("--input", "users", required=True, help="Whom to score: interactions, histories, or bare users.")
+@click.option("--history", help="Interactions of bare users.")
+@click.option("--bundle", type=FOLDER, default=Path("bundle"), show_default=True, help="Bundle to score with.")
+@click.option("--output", type=FOLDER, default=Path("recommendations"), show_default=True, help="Run to write.")
+@click.option("--k", type=click.IntRange(min=1), default=100, show_default=True, help="Recommendations per user.")
+@click.option("--keep-seen", is_flag=True, help="Recommend items of the user's own history too.")
+@click.option(
+    "--fallback",
+    type=click.Choice(["popular", "none"]),
+    default="popular",
+    show_default=True,
+    help="What users without a known item get.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["long", "nested"]),
+    default="long",
+    show_default=True,
+    help="A row per recommendation, or a row per user.",
+)
+@format_option
+@device_option
+@json_option
+def score(
+    users: str,
+    history: str | None,
+    bundle: Path,
+    output: Path,
+    form: str,
+    device: str,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Recommend items to every user of the input."""
+    from export.bundle import read_bundle
+    from pipeline.progress import ScoringProgress
+    from pipeline.report import print_facts
+    from scoring.job import score
+    from scoring.run import Options
+    from scoring.runtimes import open_scorer, usable_device
+
+    where = usable_device(form) if device == "auto" else device
+    options = Options.model_validate({"format": form, "device": where, **chosen})
+    opened = read_bundle(bundle)
+    with ScoringProgress() as show:
+        scorer = open_scorer(bundle, form, where)
+        summary = score(opened, scorer, users, output, options, history=history, on_progress=show.users)
+    facts = {"run": output, "device": where, **summary.model_dump(), "seconds": round(show.seconds, 2)}
+    print_facts("every user accounted for", facts, as_json)
+
+
+def _open_model(path: Path, form: str, device: str) -> Any:
+    """Scorer, vocabulary, and the test users (None) and counts of a checkpoint (bundle)."""
+    from pipeline.manifest import directory_kind
+
+    if directory_kind(path) == "bundle":
+        from export.bundle import read_bundle
+        from scoring.runtimes import open_scorer, usable_device
+
+        where = usable_device(form) if device == "auto" else device
+        return open_scorer(path, form, where), read_bundle(path).vocabulary, None, {}
+    from pipeline.checkpoint import read_checkpoint
+    from pipeline.eager import EagerScorer
+    from pipeline.train import training_device
+
+    opened = read_checkpoint(path)
+    return (
+        EagerScorer(opened.model().to(training_device(device))),
+        opened.vocabulary,
+        opened.test,
+        opened.manifest.counts,
+    )
+
+
+if __name__ == "__main__":
+    main(prog_name="pipeline")

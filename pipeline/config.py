@@ -1,0 +1,139 @@
+"""Config: what data, what model, what training. TOML in; validated, frozen, stored in every checkpoint.
+
+Each hyper-parameter is stated once, here, with its type, bounds, default and meaning.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from pipeline.errors import InputError
+
+Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
+
+
+WORKSPACE_CONFIG = Path("pipeline.toml")
+
+
+class Section(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True):
+    """A part of the config: unknown keys and wrong types are refused, nothing is converted silently."""
+
+
+class DataConfig(Section):
+    """Which interactions become histories, and which users are held out."""
+
+    input: str = "interactions.parquet"
+    """Interactions or histories: a Parquet file, a directory (hive partitions too) or a glob."""
+    items: str | None = None
+    """Parquet file about items: `item_id`, and columns for people to read, such as `title`, that are carried along."""
+    min_rating: float | None = None
+    """Keep interactions with at least this `rating`. None: every interaction counts, and no `rating` is needed."""
+    min_history: PositiveInt = 5
+    """Users with fewer distinct items are left out of training and evaluation."""
+    split: Literal["held-out-users", "random"] = "held-out-users"
+    """`held-out-users`: training sees other users than evaluation (strong generalisation); `random`: other items."""
+    validation: Amount = 0.1
+    """Held out to choose the epoch: a number of users, or below 1 a share; under `random`, a share of each history."""
+    test: Amount = 0.1
+    """Held out to report on: a number of users, or below 1 a share; under `random`, a share of each history."""
+    fold_in: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of a held-out user's items that the model sees; the others are its targets."""
+    seed: NonNegativeInt = 98765
+    """Draws the held-out users and their targets."""
+
+
+class ModelConfig(Section):
+    """The shape of MacridVAE (Ma et al., NeurIPS 2019)."""
+
+    n_concepts: PositiveInt = 7
+    """Macro concepts; K in the paper."""
+    embedding_size: PositiveInt = 100
+    """Dimensions of an item, a prototype and one concept of a user; d in the paper."""
+    encoder_hidden_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [100]
+    """Widths of the encoder's hidden layers, first to last."""
+    temperature: Annotated[float, Field(ge=0.025)] = 0.1
+    """Divides every cosine; tau in the paper. Below 0.025 float32 cannot hold exp(-2 / temperature)."""
+    prior_std: PositiveFloat = 0.075
+    """Standard deviation of the prior of z; sigma_0 in the paper."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the encoder's input that training hides."""
+    gumbel: bool = True
+    """Draw each item's concepts with Gumbel noise in training (inference never draws)."""
+    history_norm: Literal["per-concept", "history"] = "per-concept"
+    """`per-concept`: each concept's part of a history gets length 1 (authors); `history`: the whole (RecBole)."""
+
+
+class TrainingConfig(Section):
+    """How the model is fitted."""
+
+    epochs: PositiveInt = 500
+    """Passes over the training users, at most."""
+    train_batch_size: PositiveInt = 500
+    """Users per step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Adam's step size."""
+    kl_weight: NonNegativeFloat = 0.2
+    """Weight of the KL term once annealed; beta in the paper."""
+    kl_anneal_steps: NonNegativeInt | Literal["5-epochs"] = "5-epochs"
+    """The KL weight at step s is min(kl_weight, s / kl_anneal_steps); `5-epochs` means the steps of five epochs."""
+    l2_weights: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] = [0.0, 0.0]
+    """Weights of the sums of squares of [items and prototypes, encoder weights]."""
+    stopping_step: PositiveInt = 50
+    """Stop after this many epochs without a better validation NDCG@100."""
+    seed: NonNegativeInt = 98765
+    """Draws the first weights, the order of users, dropout and noise."""
+
+
+class Config(Section):
+    """Everything that decides what a training run produces."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+def load_config(path: Path) -> Config:
+    """Read a TOML file.
+
+    Raises:
+        InputError: the file is missing, is not TOML, or a field is unknown or out of bounds; all problems are listed.
+    """
+    try:
+        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. Name a TOML file; configs/ has examples.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}. Correct the file.") from None
+    except ValidationError as error:
+        problems = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise InputError("\n".join([f"{path} is not a valid config:", *problems])) from None
+
+
+def workspace_config(path: Path | None, interactions: str | None) -> Config:
+    """The config of a command: the named file, else `pipeline.toml` where there is one, else the defaults.
+
+    Args:
+        path: a TOML file.
+        interactions: takes the place of `data.input`.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    if path is None and WORKSPACE_CONFIG.is_file():
+        path = WORKSPACE_CONFIG
+    config = Config() if path is None else load_config(path)
+    if interactions is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"input": interactions})})

@@ -1,0 +1,235 @@
+"""The demo's shop: interactions with planted concepts, and how well a model found them.
+
+Every item belongs to one category, and its title says which. Every user intends one to three categories and takes items
+from them by popularity; a few interactions are noise. A model that separates concepts should therefore find the
+categories, though it never reads them. One NumPy generator draws everything: the same seed gives the same bytes.
+
+Shape letters: U users, N interactions, I items, C concepts, G categories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.publish import publish_file
+
+KNOWN_USERS = 3_000
+NEW_USERS = 198  # scored tonight, absent from the interactions
+COLD_USER = "user-03198"  # scored tonight with an empty history
+UNKNOWN_USER = "user-03199"  # scored tonight with items that are not in the catalogue
+NOISE = 0.05  # share of interactions with an item of any category
+FIRST_SECOND, LAST_SECOND = 1_735_689_600, 1_743_465_600  # the first quarter of 2025, UTC
+MAX_CATEGORIES = 12
+
+# A title is a kind and a thing, and every kind suits every thing of its category.
+CATEGORIES = {
+    "Garden": (
+        "Cottage,Patio,Orchard,Meadow,Allotment,Balcony,Heritage,Sturdy,Slimline,Large,Small,Green,All-season,"
+        "Rustic,Terrace,Classic",
+        "watering can,plant pot,pruning shears,trowel,hedge trimmer,seed tray,rake,garden hose,compost bin,trellis,"
+        "bird feeder,wheelbarrow,planter box,garden fork,greenhouse,sprinkler",
+    ),
+    "Kitchen": (
+        "Bistro,Farmhouse,Nordic,Large,Small,Heavy-duty,Professional,Everyday,Family,Modern,Rustic,Provence,"
+        "Signature,Compact,Steel,Classic",
+        "frying pan,saucepan,chef's knife,cutting board,mixing bowl,kettle,colander,baking tray,pepper mill,"
+        "salad bowl,measuring cups,Dutch oven,whisk,grater,espresso pot,roasting tin",
+    ),
+    "Music": (
+        "Vintage,Studio,Concert,Student,Portable,Touring,Stage,Session,Beginner's,Signature,Jazz,Folk,Blues,"
+        "Rehearsal,Premium,Classic",
+        "guitar,bass,ukulele,keyboard,drum kit,violin,cello,mandolin,banjo,trumpet,amplifier,microphone,clarinet,"
+        "accordion,saxophone,audio interface",
+    ),
+    "Office": (
+        "Minimalist,Executive,Compact,Modern,Slim,Studio,Everyday,Premium,Graphite,Home-office,Recycled,Nordic,"
+        "Sand,Professional,Black,Classic",
+        "desk chair,standing desk,notebook,fountain pen,desk lamp,monitor arm,keyboard tray,filing cabinet,"
+        "whiteboard,stapler,paper tray,mouse pad,footrest,bookend,desk organiser,label maker",
+    ),
+    "Outdoor": (
+        "Trail,Alpine,Ultralight,Compact,Expedition,Summit,Forest,Coastal,Winter,Rugged,Weekend,Ridge,Glacier,"
+        "Basecamp,Nordic,Classic",
+        "running shoes,tent,sleeping bag,backpack,rain jacket,hiking boots,headlamp,camp stove,water bottle,"
+        "trekking poles,dry bag,fleece,climbing rope,hammock,compass,gaiters",
+    ),
+    "Pets": (
+        "Cosy,Travel,Senior,Indoor,Washable,Sturdy,Quiet,Small,Large,Everyday,Deluxe,Soft-touch,Easy-clean,Country,"
+        "City,Classic",
+        "dog bed,cat tree,collar,leash,food bowl,scratching post,pet carrier,chew toy,litter box,harness,"
+        "grooming brush,water fountain,pet blanket,treat pouch,puzzle feeder,cat flap",
+    ),
+    "Toys": (
+        "Giant,Mini,Rainbow,Space,Jungle,Pirate,Dinosaur,Farmyard,Deluxe,Travel,Fairy-tale,Ocean,Safari,Circus,"
+        "Starlight,Classic",
+        "building blocks,puzzle,train set,dollhouse,kite,board game,marble run,spinning top,play kitchen,toy boat,"
+        "robot,yo-yo,card game,stacking rings,toy drum,plush bear",
+    ),
+}
+
+CONFIG = f"""\
+# What the demo trains. Every field and its default: configs/default.toml.
+
+[data]
+input = "interactions.parquet"
+items = "items.parquet"
+validation = 300
+test = 300
+
+[model]
+n_concepts = {len(CATEGORIES)}
+embedding_size = 32
+encoder_hidden_sizes = [64]
+
+[training]
+epochs = 40
+train_batch_size = 100
+stopping_step = 10
+"""
+
+
+def write_demo(folder: Path, seed: int = 7) -> None:
+    """Write a workspace for the three commands: what happened, what is sold, whom to score tonight, and the config.
+
+    - `interactions.parquet`: `user_id`, `item_id` (strings), `timestamp` (Unix seconds); oldest first, no pair twice
+    - `items.parquet`: `item_id`, `title`, `category`
+    - `users.parquet`: `user_id`, `history` (list of item ids): everybody above, new users, `COLD_USER`, `UNKNOWN_USER`
+    - `pipeline.toml`
+
+    Files of these names are replaced. `folder` is made when missing.
+    """
+    rng = np.random.default_rng(seed)
+    items, popularity_I = _draw_items(rng)
+    log = _draw_interactions(rng, items, popularity_I)
+    histories = log.group_by("user_id", maintain_order=True).agg(history="item_id").sort("user_id")
+    odd_users = pl.DataFrame({"user_id": [COLD_USER, UNKNOWN_USER], "history": [[], ["item-99998", "item-99999"]]})
+    tables = {
+        "interactions.parquet": log.filter(pl.col("user_id") < f"user-{KNOWN_USERS:05d}"),
+        "items.parquet": items.sort("item_id"),
+        "users.parquet": pl.concat([histories, odd_users]),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        publish_file(folder / name, table.write_parquet)
+    publish_file(folder / "pipeline.toml", lambda file: file.write(CONFIG.encode()))
+
+
+def _draw_items(rng: np.random.Generator) -> tuple[pl.DataFrame, NDArray[np.float64]]:
+    """The catalogue, category after category, and each item's popularity within its category (they sum to 1 there)."""
+    titles, categories, popularities = [], [], []
+    for category, words in CATEGORIES.items():
+        kinds, things = (column.split(",") for column in words)
+        every_title = [f"{kind} {thing} ({category})" for kind in kinds for thing in things]
+        n_items = int(rng.integers(180, 250))
+        titles += [every_title[at] for at in rng.permutation(len(every_title))[:n_items]]
+        categories += [category] * n_items
+        long_tail = 1 / np.arange(5, 5 + n_items)
+        popularities.append(long_tail / long_tail.sum())
+    ids = [f"item-{number:05d}" for number in rng.permutation(len(titles))]
+    return pl.DataFrame({"item_id": ids, "title": titles, "category": categories}), np.concatenate(popularities)
+
+
+def _draw_interactions(
+    rng: np.random.Generator, items: pl.DataFrame, popularity_I: NDArray[np.float64]
+) -> pl.DataFrame:
+    """Known and new users' interactions, oldest first."""
+    n_users, n_categories = KNOWN_USERS + NEW_USERS, len(CATEGORIES)
+    lengths_U = np.clip(rng.lognormal(np.log(30), 0.5, n_users), 10, 150).astype(np.int64)
+    user_N = np.repeat(np.arange(n_users), lengths_U)
+    intended_UG = rng.permuted(np.tile(np.arange(n_categories), (n_users, 1)), axis=1)
+    n_intended_U = rng.integers(1, 4, n_users)
+    category_N = intended_UG[user_N, rng.integers(0, n_intended_U[user_N])]
+    category_N = np.where(rng.random(len(user_N)) < NOISE, rng.integers(0, n_categories, len(user_N)), category_N)
+    # Category g fills (g, g + 1] of the running sum, so one search draws an item by popularity within its category.
+    item_N = np.searchsorted(popularity_I.cumsum(), category_N + rng.random(len(user_N)))
+    return (
+        pl.DataFrame(
+            {
+                "user_id": [f"user-{user:05d}" for user in user_N],
+                "item_id": items["item_id"].gather(item_N),
+                "timestamp": rng.integers(FIRST_SECOND, LAST_SECOND, len(user_N)),
+            }
+        )
+        .sort("timestamp", "user_id", "item_id")
+        .unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptMatch:
+    """How well concepts found by a model agree with known categories."""
+
+    table: pl.DataFrame
+    """One row per concept: `concept`, `category` (null: left over), `n_items` whose largest concept it is, and the
+    `share` of these that are of the category."""
+    purity: float
+    """Share of all items whose largest concept is the one matched to their category."""
+    nmi: float
+    """Normalised mutual information of largest concept and category, 0..1: 2 I(c; g) / (H(c) + H(g))."""
+
+
+def match_concepts(assignment_IC: NDArray[np.floating], category_I: list[str]) -> ConceptMatch:
+    """Match concepts to categories one to one so that the matched pairs hold the most assignment mass.
+
+    Args:
+        assignment_IC: how much each item belongs to each concept, not negative.
+        category_I: each item's category.
+
+    Raises:
+        InputError: more than 12 categories; the exact matching tries every subset of them.
+    """
+    names, category_of_I = np.unique(category_I, return_inverse=True)
+    if len(names) > MAX_CATEGORIES:
+        raise InputError(f"matching concepts takes at most {MAX_CATEGORIES} categories; these items have {len(names)}.")
+    member_IG = np.eye(len(names))[category_of_I]
+    matched_C = _best_matching(assignment_IC.T.astype(np.float64) @ member_IG)
+    count_CG = np.eye(assignment_IC.shape[1])[assignment_IC.argmax(1)].T @ member_IG
+    n_items_C = count_CG.sum(1)
+    hits_C = np.array([0 if g is None else count_CG[c, g] for c, g in enumerate(matched_C)])
+    table = pl.DataFrame(
+        {
+            "concept": range(len(matched_C)),
+            "category": pl.Series([None if g is None else str(names[g]) for g in matched_C], dtype=pl.String),
+            "n_items": n_items_C.astype(np.int64),
+            "share": hits_C / np.maximum(n_items_C, 1),
+        }
+    )
+    return ConceptMatch(table, float(hits_C.sum() / len(category_I)), _normalised_mutual_information(count_CG))
+
+
+def _best_matching(mass_CG: NDArray[np.float64]) -> list[int | None]:
+    """Each concept's category, or None, with the largest possible sum.
+
+    Concept by concept, keeps the best matching for every set of categories in use: exact, in 2^G x G steps a concept
+    (Held and Karp, "A Dynamic Programming Approach to Sequencing Problems", 1962).
+    """
+    best: dict[int, tuple[float, tuple[int | None, ...]]] = {0: (0.0, ())}
+    for mass_G in mass_CG.tolist():
+        longer: dict[int, tuple[float, tuple[int | None, ...]]] = {}
+        for used, (total, matched) in best.items():
+            choices = [(used, total, None)] + [
+                (used | 1 << g, total + mass, g) for g, mass in enumerate(mass_G) if not used >> g & 1
+            ]
+            for now_used, now_total, choice in choices:
+                if now_used not in longer or now_total > longer[now_used][0]:
+                    longer[now_used] = now_total, (*matched, choice)
+        best = longer
+    return list(max(best.values(), key=lambda entry: entry[0])[1])
+
+
+def _normalised_mutual_information(count_CG: NDArray[np.float64]) -> float:
+    joint_CG = count_CG / count_CG.sum()
+    concepts, categories, joint = (_entropy(p) for p in (joint_CG.sum(1), joint_CG.sum(0), joint_CG))
+    if concepts + categories == 0:
+        return 1.0  # one concept, one category
+    return 2 * (concepts + categories - joint) / (concepts + categories)
+
+
+def _entropy(p: NDArray[np.float64]) -> float:
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum())

@@ -1,0 +1,81 @@
+"""Histories: one set of item numbers per user, in compressed sparse rows.
+
+Shape letters: U users, B users of a batch, N items of all histories together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+PADDED_ITEMS = 2**17
+"""Most users times longest history of a batch of several users: bounds the memory of scorers that pad histories."""
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """`items_N[offsets[u]:offsets[u + 1]]` is the history of user u: item numbers, ascending, each once.
+
+    `items_N` is int32 (a catalogue has fewer than 2**31 items) and may be a memory-mapped file; `offsets` is int64
+    [U + 1], starts at 0 and never falls.
+    """
+
+    items_N: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, user: int) -> NDArray[np.int32]:
+        return self.items_N[self.offsets[user] : self.offsets[user + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of items of each history, int64 [U]."""
+        return np.diff(self.offsets)
+
+    def take(self, users: NDArray[np.int64]) -> Histories:
+        """The histories of these users (row numbers, in any order), copied."""
+        lengths = self.lengths[users]
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        at_N = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths)
+        return Histories(self.items_N[at_N], offsets)
+
+    @classmethod
+    def of(cls, histories: Sequence[Sequence[int]]) -> Histories:
+        """From plain lists of item numbers."""
+        offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
+        items = [item for history in histories for item in history]
+        return cls(np.asarray(items, dtype=np.int32), offsets)
+
+    @classmethod
+    def from_arrow(cls, lists: pa.ChunkedArray) -> Histories:
+        """From a list column of item numbers without nulls; the values are not copied when the column has one chunk."""
+        column = lists.combine_chunks()
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        return cls(
+            column.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int32, copy=False), offsets - offsets[0]
+        )
+
+
+def batches(lengths_U: NDArray[np.int64], batch_users: int) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of every user once, shortest histories first, in batches of at most `batch_users`.
+
+    Users times longest history is at most `PADDED_ITEMS`; a longer history is a batch of its own.
+
+    Args:
+        lengths_U: int64 [U] lengths of the histories.
+        batch_users: 1 or more.
+    """
+    order_U = np.argsort(lengths_U, kind="stable")
+    start = 0
+    while start < len(order_U):
+        users_B = order_U[start : start + batch_users]
+        padded_B = np.arange(1, len(users_B) + 1) * lengths_U[users_B]  # what the batch would take if it ended here
+        users_B = users_B[: max(1, np.count_nonzero(padded_B <= PADDED_ITEMS))]
+        start += len(users_B)
+        yield users_B

@@ -1,0 +1,116 @@
+"""The reconstruction loss of MacridVAE, one slice of the catalogue at a time.
+
+For user b with history x_b the model says p(i|b) = q_bi / S_b with q_bi = sum_c a_ic exp(z_bc . h_i / t) and S_b =
+sum_i q_bi, so
+    -sum_{i in x_b} log p(i|b) = |x_b| log S_b - sum_{i in x_b} log q_bi
+needs q only at the history's items and one running sum per user. The forward pass keeps just those; the backward pass
+computes each slice of exp(.) again. Memory: a few [C, B, slice] tiles, never batch x catalogue x concepts. Cost: four
+matrix products of shape (C B) x D x I where a dense implementation has three.
+
+All vectors have length 1, so every exponent is shifted by the largest possible cosine: exp((cos - 1) / t) is at most
+1, and at least exp(-2 / t), which float32 holds for t >= 0.025.
+
+Shape letters: B users, C concepts, D dimensions, I items of the catalogue, N items of all histories together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+"""Elements of one [C, B, slice] tile: what fits a CPU's last-level cache, and what fills a GPU (256 MiB)."""
+
+
+class _CatalogueLoss(torch.autograd.Function):
+    """The two passes; see `catalogue_loss`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z_CBD: Tensor,
+        items_ID: Tensor,
+        assignment_CI: Tensor,
+        users_N: Tensor,
+        items_N: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        order_N = torch.argsort(items_N, stable=True)
+        users_N, items_N = users_N[order_N], items_N[order_N]
+        q_N = z_CBD.new_empty(len(items_N))
+        total_B = z_CBD.new_zeros(z_CBD.shape[1])
+        for columns, entries in _slices(z_CBD, items_N, len(items_ID)):
+            match_CBI = _match(z_CBD, items_ID[columns], temperature)
+            a_CI = assignment_CI[:, columns]
+            total_B += torch.bmm(match_CBI, a_CI[:, :, None]).sum(dim=(0, 2))
+            at_N = items_N[entries] - columns.start
+            q_N[entries] = (match_CBI[:, users_N[entries], at_N] * a_CI[:, at_N]).sum(dim=0)
+        length_B = torch.bincount(users_N, minlength=z_CBD.shape[1])
+        ctx.save_for_backward(z_CBD, items_ID, assignment_CI, users_N, items_N, q_N, total_B, length_B)
+        ctx.temperature = temperature
+        loss_B = length_B * total_B.log()
+        return loss_B.index_add_(0, users_N, -q_N.log())
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_B,) = grad_outputs
+        z_CBD, items_ID, assignment_CI, users_N, items_N, q_N, total_B, length_B = ctx.saved_tensors
+        grad_z_CBD = torch.zeros_like(z_CBD)
+        grad_items_ID = torch.empty_like(items_ID)
+        grad_assignment_CI = torch.empty_like(assignment_CI)
+        in_total_B = grad_B * length_B / total_B
+        in_history_N = grad_B[users_N] / q_N
+        for columns, entries in _slices(z_CBD, items_N, len(items_ID)):
+            match_CBI = _match(z_CBD, items_ID[columns], ctx.temperature)
+            grad_q_BI = in_total_B[:, None].repeat(1, columns.stop - columns.start)
+            grad_q_BI[users_N[entries], items_N[entries] - columns.start] -= in_history_N[entries]
+            match_CBI *= grad_q_BI
+            grad_assignment_CI[:, columns] = match_CBI.sum(dim=1)
+            match_CBI *= assignment_CI[:, None, columns]
+            grad_logits = match_CBI.flatten(0, 1)
+            grad_z_CBD += (grad_logits @ items_ID[columns]).view_as(z_CBD)
+            torch.mm(grad_logits.T, z_CBD.flatten(0, 1), out=grad_items_ID[columns])
+        scale = 1 / ctx.temperature
+        return grad_z_CBD * scale, grad_items_ID * scale, grad_assignment_CI, None, None, None
+
+
+def catalogue_loss(
+    z_CBD: Tensor, items_ID: Tensor, assignment_CI: Tensor, users_N: Tensor, items_N: Tensor, temperature: float
+) -> Tensor:
+    """-sum over the history of log p(item | user), per user (model of Ma et al. 2019, section 2).
+
+    Args:
+        z_CBD: user vectors of length 1.
+        items_ID: item vectors of length 1.
+        assignment_CI: share of each item in each concept.
+        users_N: int64, the user (row of the batch) of each history entry.
+        items_N: int64, the item of each history entry; a (user, item) pair occurs once.
+        temperature: divides every cosine.
+
+    Returns:
+        Tensor [B], differentiable in the first three arguments; 0 for an empty history.
+    """
+    loss_B: Tensor = _CatalogueLoss.apply(  # type: ignore[no-untyped-call]
+        z_CBD, items_ID, assignment_CI, users_N, items_N, temperature
+    )
+    return loss_B
+
+
+def _match(z_CBD: Tensor, items_ID: Tensor, temperature: float) -> Tensor:
+    """exp((cos - 1) / temperature) of every user vector with these items, [C, B, I]."""
+    shift = z_CBD.new_tensor(-1 / temperature)
+    match = torch.addmm(shift, z_CBD.flatten(0, 1), items_ID.T, alpha=1 / temperature)
+    return match.exp_().view(*z_CBD.shape[:2], len(items_ID))
+
+
+def _slices(z_CBD: Tensor, sorted_items_N: Tensor, n_items: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of the catalogue, each with the slice of the (item-sorted) history entries that fall into it."""
+    n_vectors = z_CBD.shape[0] * z_CBD.shape[1]
+    width = min(n_items, max(1, TILE_ELEMENTS[z_CBD.device.type] // n_vectors))
+    starts = torch.arange(0, n_items + width, width, device=sorted_items_N.device).clamp_max(n_items)
+    bounds = torch.searchsorted(sorted_items_N, starts).tolist()
+    for i, start in enumerate(range(0, n_items, width)):
+        yield slice(start, min(start + width, n_items)), slice(bounds[i], bounds[i + 1])

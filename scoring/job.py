@@ -1,0 +1,186 @@
+"""Job: a bundle and a Parquet of users -> a run, every user of the input accounted for.
+
+The input is shuffled into parts by user hash, then one part after another is read, scored block by block and written.
+Memory is bounded by a part and a block, never by the number of users; the price is a copy of the ids on disk, in the
+run's `_temporary`, while the job lasts. Parts, blocks and batches are formed from the input, the bundle and the options
+alone, and so are the bytes of a run.
+
+Shape letters: U users of a part, or of a block of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from export.bundle import Bundle
+from pipeline.buckets import bucket_count
+from pipeline.errors import JobError
+from pipeline.publish import check_directory, publish_directory
+from pipeline.scorer import Scorer
+from scoring.input import Part, Sources, open_sources, read_part, shuffle_sources
+from scoring.output import arrow_ids, data_schema, data_table, parquet_writer, users_table
+from scoring.recommendations import Recommendations, popular_items, recommend
+from scoring.run import (
+    MARKER,
+    Options,
+    RunManifest,
+    Summary,
+    describe_input,
+    finish_run,
+    part_name,
+    scoring_versions,
+    start_run,
+    write_receipt,
+)
+
+BLOCK_PLACES = 2**20
+"""Users times k of a block, at most (but one user at least): what waits to be written, a row group of `data/`."""
+
+OnProgress = Callable[[int, float], object]
+"""Called with 0 users when the input is shuffled, then after every block with its users and their share of the job."""
+
+_TEMPORARY = "_temporary"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def score(
+    bundle: Bundle,
+    scorer: Scorer,
+    users: str,
+    output: Path,
+    options: Options,
+    *,
+    history: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Summary:
+    """Write a run that holds every user of the input exactly once.
+
+    Readers of `output` see the run that was there before until this one is complete; whatever stops the job leaves that
+    one untouched.
+
+    Args:
+        bundle: opened and verified.
+        scorer: its graph, opened in the format and on the device that `options` name.
+        users: location of interactions, histories or bare users (see `open_source`).
+        output: folder of the run; an older run there is replaced in one step.
+        options: what to recommend and how to write it.
+        history: location of the interactions or histories of bare users, and only of those: a second source beside an
+            input that holds histories already is refused. Its users that the input does not name are not scored.
+        on_progress: see `OnProgress`.
+
+    Raises:
+        InputError: the input cannot be read, does not fit the bundle, or lacks (or does not need) `history`; or
+            `output` holds something that is not a run.
+        JobError: the disk is full, or a file of the input is damaged behind an intact footer.
+    """
+    check_directory(output, MARKER)
+    sources = open_sources(users, history, bundle.vocabulary)
+    try:
+        with publish_directory(output, MARKER) as folder:
+            return _Job(folder, bundle, scorer, sources, options).run(on_progress or (lambda _users, _share: None))
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise JobError(f"{output} could not be written ({error}). Make room on that disk and run again.") from error
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run in the making."""
+
+    folder: Path
+    bundle: Bundle
+    scorer: Scorer
+    sources: Sources
+    options: Options
+
+    @cached_property
+    def n_parts(self) -> int:
+        return bucket_count(self.sources.n_rows)
+
+    @cached_property
+    def item_ids(self) -> pa.Array:
+        return arrow_ids(self.bundle.vocabulary.items["item_id"])
+
+    @cached_property
+    def fallback(self) -> Recommendations:
+        k = min(self.options.k, len(self.bundle.vocabulary))
+        popular = self.options.fallback == "popular"
+        return popular_items(self.bundle.vocabulary, k) if popular else Recommendations.missing(1, k)
+
+    def run(self, on_progress: OnProgress) -> Summary:
+        """Fill the folder."""
+        start_run(self.folder, self.manifest())
+        shuffled = self.folder / _TEMPORARY / "shuffled"
+        shuffle_sources(self.sources, shuffled, self.n_parts)
+        on_progress(0, 0.0)
+        summaries = []
+        for number in range(self.n_parts):
+            part = read_part(shuffled, number, self.bundle.vocabulary)
+            summaries.append(self.write_part(number, part, on_progress))
+        shutil.rmtree(self.folder / _TEMPORARY)
+        return finish_run(self.folder, summaries)
+
+    def manifest(self) -> RunManifest:
+        """What decides the bytes of this run."""
+        users, history = self.sources
+        return RunManifest(
+            bundle=self.bundle.digest,
+            input=describe_input(users),
+            history=None if history is None else describe_input(history),
+            options=self.options,
+            n_parts=self.n_parts,
+            versions=scoring_versions(self.options.format),
+        )
+
+    def write_part(self, number: int, part: Part, on_progress: OnProgress) -> Summary:
+        """Score a part block by block; write its two files and their receipt."""
+        user_ids_U = arrow_ids(part.user_ids_U)
+        n_users, layout = len(user_ids_U), self.options.layout
+        block = max(1, BLOCK_PLACES // self.fallback.items_Uk.shape[1])
+        recommended_U = np.zeros(n_users, dtype=np.int32)
+        with self.writer("data", number, data_schema(user_ids_U.type, self.item_ids.type, layout)) as writer:
+            for rows_U in np.split(np.arange(n_users), range(block, n_users, block)):
+                histories = part.known.take(rows_U)
+                found = recommend(self.scorer, histories, self.fallback, keep_seen=self.options.keep_seen)
+                writer.write_table(data_table(user_ids_U.take(pa.array(rows_U)), found, self.item_ids, layout))
+                recommended_U[rows_U] = found.counts_U
+                on_progress(len(rows_U), (len(rows_U) / n_users if n_users else 1) / self.n_parts)
+        known_items_U = part.known.lengths.astype(np.int32)
+        table = users_table(user_ids_U, part.history_length_U, known_items_U, recommended_U)
+        with self.writer("users", number, table.schema) as writer:
+            writer.write_table(table)
+        summary = self.summary(part, int(recommended_U.sum()))
+        write_receipt(self.folder, number, summary)
+        return summary
+
+    def writer(self, kind: str, number: int, schema: pa.Schema) -> AbstractContextManager[pq.ParquetWriter]:
+        """Writer of one file of a part."""
+        name = f"{kind}/{part_name(number)}.parquet"
+        return parquet_writer(self.folder / name, schema, self.folder / _TEMPORARY / kind)
+
+    def summary(self, part: Part, recommendations: int) -> Summary:
+        """What a part accounts for."""
+        n_users = len(part.known)
+        scored, cold = int(np.count_nonzero(part.known.lengths)), int(np.count_nonzero(part.history_length_U == 0))
+        return Summary(
+            scored=scored,
+            cold=cold,
+            unknown=n_users - scored - cold,
+            not_asked_for=part.not_asked_for,
+            interactions=part.interactions,
+            history_items=int(part.history_length_U.sum(dtype=np.int64)),
+            known_items=len(part.known.items_N),
+            recommendations=recommendations,
+            rows=recommendations if self.options.layout == "long" else n_users,
+        )

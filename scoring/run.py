@@ -1,0 +1,158 @@
+"""Run: the directory that one scoring job writes.
+
+    manifest.json             written first: digests of the bundle and the input, options, number of parts
+    data/part-00000.parquet   recommendations, sorted by user and rank (see scoring/output.py)
+    users/part-00000.parquet  every user once, sorted, and what became of them
+    receipts/part-00000.json  what the part accounts for, and the digests of its two files
+    summary.json              the sum over all parts
+    _SUCCESS                  empty, written last
+
+No file holds a time or says how the job went: the same bundle, input and options give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, PositiveInt
+
+from pipeline.interactions import Source
+from pipeline.manifest import NAME as MANIFEST
+from pipeline.manifest import FileDigest, digest, versions
+
+MARKER = "receipts/part-00000.json"
+"""What only a run holds: a folder without it is never replaced by one."""
+SUMMARY = "summary.json"
+SUCCESS = "_SUCCESS"
+
+_RUNTIMES = {"onnx": "onnxruntime", "torchscript": "torch"}
+
+
+class Options(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True):
+    """What the caller chose."""
+
+    k: PositiveInt = 100
+    """Recommendations per user, at most."""
+    keep_seen: bool = False
+    """Whether items of the user's own history may be recommended."""
+    fallback: Literal["popular", "none"] = "popular"
+    """What users without any known item get: the most popular items of training, or nothing."""
+    layout: Literal["long", "nested"] = "long"
+    """One row per recommendation, or one per user with lists."""
+    format: Literal["onnx", "torchscript"] = "onnx"
+    """Which graph of the bundle was opened."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it ran."""
+
+
+class InputDigest(BaseModel, extra="forbid", frozen=True, strict=True):
+    """What was read."""
+
+    location: str
+    """As the caller typed it."""
+    files: dict[str, FileDigest]
+    """By their path below the location (of a glob: below the folder that holds them all)."""
+
+
+class RunManifest(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Everything that decides the bytes of a run. Its files have their digests in the receipts."""
+
+    kind: Literal["run"] = "run"
+    format_version: Literal[1] = 1
+    bundle: FileDigest
+    """Of the bundle's manifest, and so of all its files."""
+    input: InputDigest
+    history: InputDigest | None
+    options: Options
+    n_parts: int
+    versions: dict[str, str]
+
+
+class Summary(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True):
+    """What a part, or a whole run, accounts for."""
+
+    scored: int
+    """Users with at least one item that the model knows."""
+    cold: int
+    """Users without a history."""
+    unknown: int
+    """Users with a history of which the model knows no item."""
+    not_asked_for: int
+    """Users of `--history` that the input does not name; they are left out."""
+    interactions: int
+    """Read, repeated ones and those of users left out included."""
+    history_items: int
+    """Distinct items of the histories of the users above."""
+    known_items: int
+    """Those of them that the model knows; the others were dropped."""
+    recommendations: int
+    rows: int
+    """Of `data/`."""
+
+    @property
+    def users(self) -> int:
+        """Users accounted for, each user of the input once."""
+        return self.scored + self.cold + self.unknown
+
+
+class Receipt(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Proof of a finished part."""
+
+    summary: Summary
+    files: dict[str, FileDigest]
+
+
+def describe_input(source: Source) -> InputDigest:
+    """Digest every file of a source."""
+    location = Path(source.location)
+    folder = location if location.is_dir() else Path(os.path.commonpath([file.parent for file in source.files]))
+    files = {file.relative_to(folder).as_posix(): digest(file) for file in source.files}
+    return InputDigest(location=source.location, files=files)
+
+
+def scoring_versions(form: str) -> dict[str, str]:
+    """Versions of Python and of the packages that decide the bytes of a run of this format."""
+    return versions("numpy", "polars", "pyarrow", _distribution(_RUNTIMES[form]))
+
+
+def part_name(part: int) -> str:
+    """Name of a part's files, without suffix; parts sort by name."""
+    return f"part-{part:05}"
+
+
+def start_run(folder: Path, manifest: RunManifest) -> None:
+    """Write the manifest, and make the folders of the parts."""
+    _write(folder / MANIFEST, manifest)
+    for name in ("data", "users", "receipts"):
+        (folder / name).mkdir()
+
+
+def write_receipt(folder: Path, part: int, summary: Summary) -> None:
+    """Vouch for the two files of a finished part."""
+    names = [f"{kind}/{part_name(part)}.parquet" for kind in ("data", "users")]
+    receipt = Receipt(summary=summary, files={name: digest(folder / name) for name in names})
+    _write(folder / "receipts" / f"{part_name(part)}.json", receipt)
+
+
+def finish_run(folder: Path, summaries: Iterable[Summary]) -> Summary:
+    """Write the sum over all parts, and last the mark that the run is complete."""
+    parts = [summary.model_dump() for summary in summaries]
+    total = Summary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields})
+    _write(folder / SUMMARY, total)
+    (folder / SUCCESS).touch()
+    return total
+
+
+@cache
+def _distribution(module: str) -> str:
+    """What installed a module: ONNX Runtime comes from one of several packages."""
+    return sorted(packages_distributions()[module])[0]
+
+
+def _write(path: Path, content: BaseModel) -> None:
+    path.write_text(content.model_dump_json(indent=2) + "\n", encoding="utf-8")

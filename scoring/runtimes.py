@@ -1,0 +1,170 @@
+"""Runtimes: an exported file opened on a device, answering as a `Scorer`.
+
+A device that was asked for is the device that runs: what the runtime reports is checked, and anything else is an error.
+
+Shape letters: B users, E excluded items per user, C concepts, I items of the catalogue, k places.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import FILES
+from pipeline.errors import InputError
+from pipeline.histories import Histories
+from pipeline.scorer import Scorer, TopK
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def open_scorer(directory: Path, form: str, device: str) -> Scorer:
+    """Open a bundle's graph.
+
+    Args:
+        directory: the bundle.
+        form: onnx or torchscript.
+        device: cpu or cuda.
+
+    Raises:
+        InputError: the bundle does not hold that format, or the device cannot be used.
+    """
+    path = directory / FILES[form]
+    if not path.is_file():
+        raise InputError(f"{directory} holds no {form} graph ({path.name}). Run: pipeline export --format {form}")
+    return OnnxScorer(path, device) if form == "onnx" else TorchScriptScorer(path, device)
+
+
+def usable_device(form: str) -> str:
+    """The best device: cuda where the format's runtime can use one, else cpu."""
+    if form == "onnx":
+        import onnxruntime
+
+        listed = PROVIDERS["cuda"] in onnxruntime.get_available_providers()
+        return "cuda" if listed and _cuda_driver() else "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class OnnxScorer:
+    """ONNX Runtime; see `pipeline.scorer.Scorer`."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.use_deterministic_compute = True
+        options.log_severity_level = 3  # errors; that CUDA is missing is said below, once
+        if device == "cuda":
+            onnxruntime.preload_dlls()
+        # TF32 rounds products to 10 bits; exact scores need float32.
+        settings = {"use_tf32": "0"} if device == "cuda" else {}
+        self.session = onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[device], settings)])
+        active = self.session.get_providers()[0]
+        if active != PROVIDERS[device]:
+            raise InputError(
+                f"--device {device} was asked for, but ONNX Runtime can only offer {active}. "
+                "Run on a machine with a GPU and its CUDA libraries, or choose --device cpu."
+            )
+        self.names = [output.name for output in self.session.get_outputs()]
+        shapes = {entry.name: entry.shape for entry in self.session.get_inputs()}
+        self.n_items, self.n_concepts = shapes["allowed"][0], shapes["concept_weights"][1]
+
+    def __call__(
+        self,
+        histories: Histories,
+        k: int,
+        *,
+        excluded: Histories | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+        concept_weights: NDArray[np.float32] | None = None,
+    ) -> TopK:
+        """Top-K of each history; arguments and result as in `pipeline.scorer.Scorer`."""
+        inputs = graph_inputs(self, histories, k, excluded, allowed, concept_weights)
+        return TopK(*self.session.run(["items", "scores", "concept_shares"], inputs))
+
+
+class TorchScriptScorer:
+    """TorchScript; see `pipeline.scorer.Scorer`."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        import torch
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                "--device cuda was asked for, but torch finds no CUDA device. "
+                "Run on a machine with a GPU and a CUDA build of torch, or choose --device cpu."
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch.jit; see docs/decisions.md
+            self.module: Any = torch.jit.load(path, map_location=device)
+        self.device = torch.device(device)
+        self.n_items, self.n_concepts = self.module.n_items, self.module.n_concepts
+
+    def __call__(
+        self,
+        histories: Histories,
+        k: int,
+        *,
+        excluded: Histories | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+        concept_weights: NDArray[np.float32] | None = None,
+    ) -> TopK:
+        """Top-K of each history; arguments and result as in `pipeline.scorer.Scorer`."""
+        import torch
+
+        inputs = graph_inputs(self, histories, k, excluded, allowed, concept_weights)
+        with torch.inference_mode():
+            outputs = self.module(*(torch.from_numpy(array).to(self.device) for array in inputs.values()))
+        return TopK(*(output.cpu().numpy() for output in outputs))
+
+
+def graph_inputs(
+    scorer: Scorer,
+    histories: Histories,
+    k: int,
+    excluded: Histories | None,
+    allowed: NDArray[np.bool_] | None,
+    concept_weights: NDArray[np.float32] | None,
+) -> dict[str, NDArray[Any]]:
+    """The arguments of `Scorer.__call__` as the arrays that the graph takes, in its order (see export/graph.py)."""
+    if allowed is None:
+        allowed = np.ones(scorer.n_items, dtype=np.bool_)
+    if concept_weights is None:
+        concept_weights = np.ones((len(histories), scorer.n_concepts), dtype=np.float32)
+    return {
+        "history_items": histories.items_N.astype(np.int64),
+        "history_offsets": histories.offsets,
+        "excluded": padded(excluded, len(histories), scorer.n_items),
+        "allowed": allowed,
+        "concept_weights": concept_weights,
+        "k": np.asarray(k, dtype=np.int64),
+    }
+
+
+def padded(excluded: Histories | None, n_users: int, n_items: int) -> NDArray[np.int64]:
+    """Rows of item numbers, [B, E], filled up with n_items."""
+    if excluded is None:
+        return np.full((n_users, 0), n_items, dtype=np.int64)
+    lengths_B = excluded.lengths
+    within_BE = np.arange(lengths_B.max(initial=0))[None] < lengths_B[:, None]
+    excluded_BE = np.full(within_BE.shape, n_items, dtype=np.int64)
+    excluded_BE[within_BE] = excluded.items_N
+    return excluded_BE
+
+
+def _cuda_driver() -> bool:
+    """Whether a CUDA driver with a device is there; ONNX Runtime lists its CUDA provider on machines without one."""
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "WinDLL") else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

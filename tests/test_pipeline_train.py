@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+import pipeline.train
+from pipeline.checkpoint import read_checkpoint
+from pipeline.config import Config, DataConfig, ModelConfig, TrainingConfig
+from pipeline.eager import EagerScorer, to_batch
+from pipeline.errors import InputError, JobError
+from pipeline.histories import Histories
+from pipeline.model import MacridVAE
+from pipeline.split import HeldOut
+from pipeline.train import Epoch, annealed, fit, l2_penalty, train, training_device
+
+N_BLOCKS, BLOCK = 4, 6
+N_ITEMS = N_BLOCKS * BLOCK
+NOBODY = HeldOut(Histories.of([]), Histories.of([]))
+
+
+def block_users() -> tuple[Histories, np.ndarray]:
+    """User j of a block has all its items but the j-th: the histories, and the item withheld from each user."""
+    withheld = np.arange(N_ITEMS)
+    histories = [[item for item in range(N_ITEMS) if item // BLOCK == own // BLOCK and item != own] for own in withheld]
+    return Histories.of(histories), withheld
+
+
+USERS, WITHHELD = block_users()
+VALIDATION = HeldOut(USERS, Histories.of(WITHHELD[:, None].tolist()))
+
+
+def config(**training: object) -> Config:
+    fields = {"epochs": 3, "train_batch_size": 7, "learning_rate": 0.01, "kl_anneal_steps": 100, **training}
+    return Config(
+        model=ModelConfig(n_concepts=N_BLOCKS, embedding_size=8, encoder_hidden_sizes=[16]),
+        training=TrainingConfig(**fields),
+    )
+
+
+def fitted(config: Config, validation: HeldOut = NOBODY) -> tuple[MacridVAE, list[Epoch], list[dict[str, Tensor]]]:
+    """The fitted model, its epochs, and a copy of the weights as they were after each."""
+    model, epochs, weights = MacridVAE(N_ITEMS, config.model), [], []
+    for epoch in fit(model, USERS, validation, config):
+        epochs.append(epoch)
+        weights.append({name: weight.clone() for name, weight in model.state_dict().items()})
+    return model, epochs, weights
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def untimed(epochs: list[Epoch]) -> list[Epoch]:
+    return [replace(epoch, seconds=0, users_per_second=0) for epoch in epochs]
+
+
+@pytest.fixture
+def scripted_ndcg(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Validation results to come, epoch by epoch, in place of measured ones."""
+    results: list[float] = []
+    upcoming: Iterator[float] = iter(results)
+    monkeypatch.setattr(pipeline.train, "mean_ndcg", lambda *_: next(upcoming))
+    return results
+
+
+def test_blocks_are_found_and_the_withheld_item_comes_first() -> None:
+    model, epochs, _ = fitted(config(epochs=40, learning_rate=0.03), VALIDATION)
+    first, last = epochs[0], epochs[-1]
+    assert last.reconstruction < 0.75 * first.reconstruction
+    assert last.loss < 0.75 * first.loss
+    top = EagerScorer(model)(USERS, 1, excluded=USERS)
+    assert (top.items[:, 0] == WITHHELD).all()
+    assert max(epoch.validation_ndcg_100 for epoch in epochs) == 1
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
+    one, one_epochs, _ = fitted(config(), VALIDATION)
+    torch.manual_seed(1)  # no matter
+    same, same_epochs, _ = fitted(config(), VALIDATION)
+    other, other_epochs, _ = fitted(config(seed=1), VALIDATION)
+    assert equal(one.state_dict(), same.state_dict())
+    assert untimed(one_epochs) == untimed(same_epochs)
+    assert not any(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert not any(a.loss == b.loss for a, b in zip(one_epochs, other_epochs, strict=True))
+
+
+def test_fitting_leaves_the_global_generators_alone() -> None:
+    settings = config(epochs=1)
+    model = MacridVAE(N_ITEMS, settings.model)
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    list(fit(model, USERS, VALIDATION, settings))
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_stops_after_stopping_step_epochs_without_a_better_one_and_restores_the_best(
+    scripted_ndcg: list[float],
+) -> None:
+    scripted_ndcg += [0.1, 0.2, 0.4, 0.4, 0.3, 0.2, 0.9]
+    model, epochs, weights = fitted(config(epochs=20, stopping_step=3), VALIDATION)
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4, 5, 6]
+    assert [epoch.best_epoch for epoch in epochs] == [1, 2, 3, 3, 3, 3]
+    assert [epoch.validation_ndcg_100 for epoch in epochs] == [0.1, 0.2, 0.4, 0.4, 0.3, 0.2]
+    assert equal(model.state_dict(), weights[2])
+    assert not equal(weights[2], weights[5])
+
+
+def test_a_better_epoch_starts_the_wait_anew(scripted_ndcg: list[float]) -> None:
+    scripted_ndcg += [0.3, 0.2, 0.4, 0.1, 0.2]
+    model, epochs, weights = fitted(config(epochs=20, stopping_step=2), VALIDATION)
+    assert len(epochs) == 5
+    assert equal(model.state_dict(), weights[2])
+
+
+def test_a_validation_of_zero_is_still_a_best_epoch(scripted_ndcg: list[float]) -> None:
+    scripted_ndcg += [0.0, 0.0, 0.0]
+    model, epochs, weights = fitted(config(epochs=20, stopping_step=2), VALIDATION)
+    assert [epoch.best_epoch for epoch in epochs] == [1, 1, 1]
+    assert equal(model.state_dict(), weights[0])
+
+
+def test_without_validation_users_the_last_epoch_is_kept() -> None:
+    model, epochs, weights = fitted(config(epochs=4, stopping_step=1))
+    assert [epoch.best_epoch for epoch in epochs] == [1, 2, 3, 4]
+    assert [epoch.validation_ndcg_100 for epoch in epochs] == [None] * 4
+    assert equal(model.state_dict(), weights[3])
+
+
+@pytest.mark.parametrize(
+    ("fields", "step", "expected"),
+    [
+        ({"kl_anneal_steps": "5-epochs"}, 1, 1 / 50),  # 10 batches an epoch
+        ({"kl_anneal_steps": "5-epochs"}, 9, 9 / 50),
+        ({"kl_anneal_steps": "5-epochs"}, 10, 0.2),  # the default weight is reached after exactly one epoch
+        ({"kl_anneal_steps": "5-epochs"}, 11, 0.2),
+        ({"kl_anneal_steps": "5-epochs", "kl_weight": 3.0}, 50, 1.0),
+        ({"kl_anneal_steps": 0}, 1, 0.2),
+        ({"kl_anneal_steps": 0, "kl_weight": 0.0}, 1, 0.0),
+        ({"kl_anneal_steps": 200_000}, 1000, 0.005),
+        ({"kl_anneal_steps": 200_000}, 40_000, 0.2),
+        ({"kl_anneal_steps": 200_000}, 10**6, 0.2),
+    ],
+)
+def test_annealed(fields: dict[str, object], step: int, expected: float) -> None:
+    assert annealed(TrainingConfig(**fields), step, n_batches=10) == pytest.approx(expected, rel=1e-12)
+
+
+def test_epochs_report_the_weight_of_their_last_step() -> None:
+    """24 users in batches of at most 7 are 4 steps an epoch."""
+    _, epochs, _ = fitted(config(epochs=3, kl_anneal_steps="5-epochs", kl_weight=0.5))
+    assert [epoch.kl_weight for epoch in epochs] == pytest.approx([4 / 20, 8 / 20, 0.5])
+
+
+def test_l2_penalty() -> None:
+    model = MacridVAE(2, ModelConfig(n_concepts=1, embedding_size=1, encoder_hidden_sizes=[1, 1]))
+    weights = {
+        "item_embedding": [[1.0], [2.0]],
+        "prototypes": [[3.0]],
+        "encoder.input.weight": [[0.5], [1.5]],
+        "encoder.input.bias": [100.0],
+        "encoder.hidden.0.weight": [[2.0]],
+        "encoder.hidden.0.bias": [100.0],
+        "encoder.output.weight": [[1.0], [3.0]],
+        "encoder.output.bias": [100.0, 100.0],
+    }
+    model.load_state_dict({name: torch.tensor(weight) for name, weight in weights.items()})
+    tables, encoder = 1 + 4 + 9, 0.25 + 2.25 + 4 + 1 + 9
+    for of_tables, of_encoder in ((0.1, 0.0), (0.0, 0.1), (0.5, 0.25)):
+        penalty = l2_penalty(model, TrainingConfig(l2_weights=[of_tables, of_encoder]))
+        assert float(torch.as_tensor(penalty).detach()) == pytest.approx(of_tables * tables + of_encoder * encoder)
+    assert l2_penalty(model, TrainingConfig()) == 0
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+    settings = config(epochs=1, train_batch_size=N_ITEMS, kl_anneal_steps=0, kl_weight=0.3, l2_weights=[0.02, 0.05])
+    _, (epoch,), _ = fitted(settings)
+    first = MacridVAE(N_ITEMS, settings.model)
+    first.initialise(torch.Generator().manual_seed(settings.training.seed))
+    l2 = l2_penalty(first, settings.training).item()
+    assert l2 > 0.1
+    assert epoch.loss == pytest.approx(epoch.reconstruction + 0.3 * epoch.kl + l2, rel=1e-5)
+
+
+def test_l2_shrinks_the_weights() -> None:
+    norms = []
+    for weights in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]):
+        model, _, _ = fitted(config(epochs=10, l2_weights=weights))
+        norms.append([model.item_embedding.square().sum().item(), model.encoder.input.weight.square().sum().item()])
+    plain, tables, encoder = norms
+    assert tables[0] < 0.8 * plain[0]
+    assert encoder[1] < 0.8 * plain[1]
+
+
+def test_a_step_is_one_of_adam_on_the_batch() -> None:
+    settings = config(epochs=1, train_batch_size=N_ITEMS, learning_rate=0.004)
+    model, _, _ = fitted(settings)
+    generator = torch.Generator().manual_seed(settings.training.seed)
+    twin = MacridVAE(N_ITEMS, settings.model)
+    twin.initialise(generator)
+    order = np.random.default_rng(settings.training.seed).permutation(N_ITEMS)
+    batch = to_batch(USERS.take(order), torch.device("cpu"))
+    terms = twin(batch, twin.draw(batch, generator))
+    (terms.reconstruction + terms.kl / 100).backward()
+    for name, weight in twin.named_parameters():
+        # Adam's first step is the learning rate times the sign of the gradient, softened by its epsilon.
+        expected = weight.detach() - 0.004 * weight.grad / (weight.grad.abs() + 1e-8)
+        torch.testing.assert_close(model.get_parameter(name).detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_on_step_sees_every_user_once_an_epoch() -> None:
+    settings = config(epochs=2)
+    steps: list[tuple[int, int, float]] = []
+    model = MacridVAE(N_ITEMS, settings.model)
+    epochs = list(fit(model, USERS, NOBODY, settings, on_step=lambda *step: steps.append(step)))
+    assert [step[0] for step in steps] == [1] * 4 + [2] * 4
+    assert max(step[1] for step in steps) <= 7
+    for epoch in epochs:
+        seen = [(n_users, loss) for number, n_users, loss in steps if number == epoch.epoch]
+        assert sum(n_users for n_users, _ in seen) == N_ITEMS
+        assert epoch.loss == pytest.approx(sum(n_users * loss for n_users, loss in seen) / N_ITEMS)
+
+
+def test_epochs_are_timed() -> None:
+    _, (epoch,), _ = fitted(config(epochs=1), VALIDATION)
+    assert epoch.seconds > 0
+    assert epoch.users_per_second >= N_ITEMS / epoch.seconds
+
+
+def test_a_loss_that_is_not_finite_ends_the_job() -> None:
+    settings = config(learning_rate=1e30)
+    with pytest.raises(JobError) as error:
+        fitted(settings)
+    assert str(error.value) == (
+        "The loss of step 2 (epoch 1) is nan. Lower training.learning_rate or raise model.temperature."
+    )
+
+
+@pytest.fixture
+def interactions(tmp_path: Path) -> Config:
+    """A config of a Parquet file in which everyone has all items of one block."""
+    rows = [(f"user-{user}", f"item-{user % N_BLOCKS}-{item}") for user in range(60) for item in range(BLOCK)]
+    pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").write_parquet(tmp_path / "interactions.parquet")
+    data = DataConfig(input=str(tmp_path / "interactions.parquet"), validation=8, test=12)
+    return config(epochs=4).model_copy(update={"data": data})
+
+
+def test_a_job_reads_fits_tests_and_publishes(interactions: Config, tmp_path: Path) -> None:
+    seen: dict[str, list[object]] = {"data": [], "steps": [], "epochs": []}
+    output = tmp_path / "runs" / "checkpoint"
+    manifest = train(
+        interactions,
+        output,
+        "cpu",
+        on_data=seen["data"].append,
+        on_step=lambda *step: seen["steps"].append(step),
+        on_epoch=seen["epochs"].append,
+    )
+    checkpoint = read_checkpoint(output)
+    assert checkpoint.manifest == manifest
+    assert manifest.config == interactions
+    assert len(checkpoint.vocabulary) == N_ITEMS
+    assert (len(checkpoint.training), len(checkpoint.validation), len(checkpoint.test)) == (40, 8, 12)
+    assert [data.counts for data in seen["data"]] == [manifest.counts]
+    assert len(seen["steps"]) == 4 * 6  # 40 users in batches of at most 7
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [asdict(epoch) for epoch in seen["epochs"]]
+    assert manifest.best_epoch == seen["epochs"][-1].best_epoch
+    top = EagerScorer(checkpoint.model())(checkpoint.test.histories, 1, excluded=checkpoint.test.histories)
+    hits = [item in checkpoint.test.targets[user] for user, item in enumerate(top.items[:, 0])]
+    measure = manifest.metrics["ndcg@100"]
+    assert measure.n_users == 12
+    assert measure.mean >= np.mean(hits)  # a hit in first place alone scores 1
+    assert sorted(entry.name for entry in output.parent.iterdir()) == ["checkpoint", "checkpoint.metrics.jsonl"]
+
+
+def test_a_job_twice_gives_the_same_weights_and_metrics(interactions: Config, tmp_path: Path) -> None:
+    one, other = (train(interactions, tmp_path / name, "cpu") for name in ("one", "other"))
+    assert one.files["weights.safetensors"] == other.files["weights.safetensors"]
+    assert one.files["histories.parquet"] == other.files["histories.parquet"]
+    assert one.metrics == other.metrics
+
+
+def test_a_job_without_test_users_has_no_metrics(interactions: Config, tmp_path: Path) -> None:
+    data = interactions.data.model_copy(update={"test": 0, "validation": 0})
+    manifest = train(interactions.model_copy(update={"data": data}), tmp_path / "checkpoint", "cpu")
+    assert manifest.metrics == {}
+    assert manifest.best_epoch == 4
+
+
+def test_a_failed_job_leaves_the_older_checkpoint_and_the_epochs_it_had(interactions: Config, tmp_path: Path) -> None:
+    output = tmp_path / "checkpoint"
+    before = train(interactions, output, "cpu")
+    epochs: list[Epoch] = []
+
+    def interrupt(epoch: Epoch) -> None:
+        epochs.append(epoch)
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(interactions, output, "cpu", on_epoch=interrupt)
+    assert read_checkpoint(output).manifest == before
+    lines = (tmp_path / "checkpoint.metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [asdict(epoch) for epoch in epochs]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "checkpoint",
+        "checkpoint.metrics.jsonl",
+        "interactions.parquet",
+    ]
+
+
+def test_a_job_on_the_cpu_admits_deterministic_operations_only(interactions: Config, tmp_path: Path) -> None:
+    during: list[bool] = []
+    train(
+        interactions,
+        tmp_path / "checkpoint",
+        "cpu",
+        on_epoch=lambda _: during.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    assert during == [True] * 4
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_output_that_is_not_ours_is_refused_before_reading(tmp_path: Path) -> None:
+    output = tmp_path / "photos"
+    output.mkdir()
+    (output / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(InputError) as error:
+        train(Config(data=DataConfig(input="no such file")), output, "cpu")
+    assert str(error.value) == (
+        f"{output} has content but no manifest.json, so it will not be replaced. Choose a new output folder."
+    )
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_the_device_to_train_on(available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert training_device("cpu") == "cpu"
+    assert training_device("auto") == ("cuda" if available else "cpu")
+    if available:
+        assert training_device("cuda") == "cuda"
+        return
+    with pytest.raises(InputError) as error:
+        training_device("cuda")
+    assert str(error.value) == (
+        "--device cuda was asked for, but torch finds no CUDA device. "
+        "Run on a machine with a GPU and a CUDA build of torch, or choose --device cpu."
+    )
