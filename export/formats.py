@@ -58,6 +58,7 @@ def write_onnx(graph: RecommendationGraph, path: Path) -> None:
             inputs,
             dynamo=True,
             external_data=False,
+            optimize=False,
             opset_version=OPSET,
             input_names=INPUTS,
             output_names=OUTPUTS,
@@ -135,16 +136,18 @@ def _script_nodes(block: Any) -> Iterator[Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what is no news to the user: torch.jit is deprecated, and the exporter does without optional packages."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _nodes(body: Any) -> Iterator[Any]:

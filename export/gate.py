@@ -43,6 +43,13 @@ class Parity(BaseModel, extra="forbid", frozen=True, strict=True):
     """Histories with exactly the model's top-K set; the others differ by ties within the tolerance only."""
     same_bits_twice: bool
 
+    def sentence(self) -> str:
+        """The same for people."""
+        return (
+            f"{self.histories:,} histories (longest {self.longest_history:,}): scores within "
+            f"{self.largest_score_difference:.1e}, {self.same_sets:,} times the same top-{self.k} set; nothing random"
+        )
+
 
 def check_random(form: str, random: list[str]) -> None:
     """No operator of the file may draw random numbers.

@@ -2,8 +2,8 @@
 
 Nothing here draws a random number. What depends only on the weights (item vectors of length 1, concept shares) is
 computed once, at export. A history is gathered into a padded row per user; padding, and item number n_items, is an
-item of zeros. A history is a set: it is sorted, and repeats are dropped, so neither order nor repeats change a bit of
-the result.
+item of zeros. A history is a set: it is sorted, so that order does not change a bit of the result, and repeats are
+dropped.
 
 The decoder adds one concept after another: a few [B, I] tables are alive at once, never [B, C, I]. Every exponent is
 at most 0 (see pipeline/loss.py), so nothing overflows.
@@ -12,8 +12,7 @@ Shape letters: B users, L longest history, C concepts, D dimensions, H hidden un
 1 (the last row is zeros), N items of all histories together, E excluded items per user, k places.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: TorchScript reads the types of the attributes below.
 import copy
 
 import torch
@@ -21,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pipeline.model import MacridVAE
-from pipeline.ranking import top_k
+from pipeline.ranking import in_order, top_k
 
 INPUTS = ("history_items", "history_offsets", "excluded", "allowed", "concept_weights", "k")
 OUTPUTS = ("items", "scores", "concept_shares")
@@ -90,10 +89,11 @@ class RecommendationGraph(nn.Module):
         within = _smaller(places, self.n_items)
         q_Bk, item_Bk = top_k(q_BI, within)
         missing_Bk = q_Bk <= 0
-        absent = places - within
-        item_Bk = F.pad(item_Bk.masked_fill(missing_Bk, self.n_items), (0, absent), value=float(self.n_items))
         score_Bk = (q_Bk.log() - log_total_B1).masked_fill(missing_Bk, float("-inf"))
+        score_Bk, item_Bk = in_order(score_Bk, item_Bk.masked_fill(missing_Bk, self.n_items))
+        absent = places - within
         score_Bk = F.pad(score_Bk, (0, absent), value=float("-inf"))
+        item_Bk = F.pad(item_Bk, (0, absent), value=float(self.n_items))
         shares_BkC = self.concept_shares(mean_BCD, concept_weights, item_Bk)
         return item_Bk.masked_fill(item_Bk == self.n_items, -1), score_Bk, shares_BkC
 

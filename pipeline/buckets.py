@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from pipeline.errors import JobError
-from pipeline.interactions import Source, scan
+from pipeline.interactions import Source
 
 ROWS_PER_BUCKET = 1_500_000
 MAX_BUCKETS = 1_024
 ROW_GROUP = 16_384  # the sink holds back up to a row group for every bucket at once
+CHUNK_ROWS = (
+    25_000  # of interactions, when they come in lists: polars counts lists, and would hold many long ones at once
+)
 
 _EMPTY = "empty.parquet"  # no rows, only the columns' types: what a bucket without users reads as
 
@@ -49,17 +53,18 @@ def shuffle(source: Source, folder: Path, n_buckets: int, *, min_rating: float |
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     pl.DataFrame(schema={"user_id": source.user_type, "item_id": _item_type(source)}).write_parquet(folder / _EMPTY)
-    rows = pl.concat([_long_rows(file, source, min_rating) for file in source.files])
+    rows = _long_rows(source, min_rating)
     bucket = (pl.col("user_id").hash(seed=0) % n_buckets).cast(pl.UInt32)
     try:
-        rows.with_columns(bucket=bucket).sink_parquet(
-            pl.PartitionBy(folder, key="bucket", include_key=False),
-            compression="lz4",
-            statistics=False,
-            row_group_size=ROW_GROUP,
-            maintain_order=False,
-            mkdir=True,
-        )
+        with pl.Config(streaming_chunk_size=_chunk_size(source)):
+            rows.with_columns(bucket=bucket).sink_parquet(
+                pl.PartitionBy(folder, key="bucket", include_key=False),
+                compression="lz4",
+                statistics=False,
+                row_group_size=ROW_GROUP,
+                maintain_order=False,
+                mkdir=True,
+            )
     except pl.exceptions.ComputeError as error:
         raise JobError(
             f"{source.location} could not be shuffled into {folder} ({error}). Check its files and the disk space."
@@ -69,13 +74,9 @@ def shuffle(source: Source, folder: Path, n_buckets: int, *, min_rating: float |
 def read_bucket(folder: Path, bucket: int) -> Bucket:
     """Group one bucket that `shuffle` wrote into `folder`; a bucket without users is empty."""
     rows = _scan_rows(folder, f"bucket={bucket}").collect()
+    items = pl.col("item_id").list.drop_nulls().list.unique().list.sort()
     histories = (
-        rows.lazy()
-        .unique()
-        .group_by("user_id")
-        .agg(pl.col("item_id").drop_nulls().sort().alias("history"))
-        .sort("user_id")
-        .collect()
+        rows.lazy().group_by("user_id").agg("item_id").select("user_id", history=items).sort("user_id").collect()
     )
     return Bucket(histories, rows["item_id"].count())
 
@@ -91,18 +92,49 @@ def _scan_rows(folder: Path, subfolder: str) -> pl.LazyFrame:
     return pl.scan_parquet(files, glob=False, hive_partitioning=False)
 
 
+def _chunk_size(source: Source) -> int | None:
+    if source.form != "histories":
+        return None
+    n_lists: int = sum(pq.read_metadata(file).num_rows for file in source.files)
+    return max(1, CHUNK_ROWS * n_lists // source.n_rows)
+
+
 def _item_type(source: Source) -> pl.DataType:
     return pl.Null() if source.item_type is None else source.item_type
 
 
-def _long_rows(file: Path, source: Source, min_rating: float | None) -> pl.LazyFrame:
-    user, item = pl.col("user_id").cast(source.user_type), pl.col("item_id")
+def _long_rows(source: Source, min_rating: float | None) -> pl.LazyFrame:
+    columns = {"interactions": ["user_id", "item_id"], "histories": ["user_id", "history"], "users": ["user_id"]}
+    rating = [] if min_rating is None else ["rating"]
+    return pl.concat([_long(scan, source, min_rating) for scan in _scans(source.files, columns[source.form] + rating)])
+
+
+def _scans(files: tuple[Path, ...], columns: list[str]) -> list[pl.LazyFrame]:
+    """One scan per encoding of the columns, not per file: polars reads ahead in all scans at once."""
+    encodings: dict[tuple[pl.DataType, ...], list[Path]] = {}
+    for file in files:
+        schema = pl.read_parquet_schema(file)
+        encodings.setdefault(tuple(schema[column] for column in columns), []).append(file)
+    return [
+        pl.scan_parquet(
+            alike,
+            schema=dict(zip(columns, types, strict=True)),
+            extra_columns="ignore",
+            glob=False,
+            hive_partitioning=False,
+        )
+        for types, alike in encodings.items()
+    ]
+
+
+def _long(scan: pl.LazyFrame, source: Source, min_rating: float | None) -> pl.LazyFrame:
+    user, item_type = pl.col("user_id").cast(source.user_type), _item_type(source)
     match source.form:
         case "users":
-            return scan(file).select(user, item_id=None)
+            return scan.select(user, item_id=None)
         case "histories":
-            history = pl.col("history").cast(pl.List(_item_type(source)))
-            return scan(file).select(user, item_id=history).explode("item_id", empty_as_null=True, keep_nulls=True)
+            lists = scan.select(user, item_id=pl.col("history").cast(pl.List(item_type)))
+            return lists.explode("item_id", empty_as_null=True, keep_nulls=True)
         case "interactions":
-            kept = scan(file) if min_rating is None else scan(file).filter(pl.col("rating") >= min_rating)
-            return kept.select(user, item.cast(_item_type(source)))
+            kept = scan if min_rating is None else scan.filter(pl.col("rating") >= min_rating)
+            return kept.select(user, pl.col("item_id").cast(item_type))

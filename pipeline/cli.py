@@ -130,8 +130,8 @@ def export(checkpoint: Path, output: Path, form: str, as_json: bool) -> None:
 
     manifest = export_bundle(checkpoint, output, FORMATS if form == "all" else [form], open_scorer)
     facts: dict[str, object] = {"bundle": output, "items": manifest.n_items, "concepts": manifest.n_concepts}
-    facts |= {name: parity.model_dump() if as_json else str(parity) for name, parity in manifest.parity().items()}
-    print_facts("proven equal to the model", facts, as_json)
+    facts |= {name: parity.model_dump() if as_json else parity.sentence() for name, parity in manifest.parity().items()}
+    print_facts(f"{output}: every graph proven equal to the model", facts, as_json)
 
 
 @main.command()
@@ -183,7 +183,7 @@ def score(
         scorer = open_scorer(bundle, form, where)
         summary = score(opened, scorer, users, output, options, history=history, on_progress=show.users)
     facts = {"run": output, "device": where, **summary.model_dump(), "seconds": round(show.seconds, 2)}
-    print_facts("every user accounted for", facts, as_json)
+    print_facts(f"{output}: every user accounted for", facts, as_json)
 
 
 def _open_model(path: Path, form: str, device: str) -> Any:

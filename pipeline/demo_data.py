@@ -86,10 +86,13 @@ test = 300
 n_concepts = {len(CATEGORIES)}
 embedding_size = 32
 encoder_hidden_sizes = [64]
+temperature = 0.33
+history_norm = "history"
 
 [training]
 epochs = 40
 train_batch_size = 100
+learning_rate = 3e-3
 stopping_step = 10
 """
 

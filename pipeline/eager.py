@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.histories import Histories
 from pipeline.model import Batch, MacridVAE
-from pipeline.ranking import top_k
+from pipeline.ranking import in_order, top_k
 from pipeline.scorer import TopK
 
 SLICE_ELEMENTS = 2**24
@@ -63,10 +63,10 @@ class EagerScorer:
             seen = to_batch(excluded, device)
             q_BI[seen.users_N, seen.items_N] = 0
         q_Bk, item_Bk = top_k(q_BI, min(k, self.n_items))
+        score_Bk, item_Bk = in_order((q_Bk.log() - log_total_B1).masked_fill(q_Bk <= 0, -torch.inf), item_Bk)
         share_BkC = self._terms(mean_CBD, assignment_IC, weight_CB, item_Bk)
         share_BkC /= share_BkC.sum(dim=2, keepdim=True)
-        missing_Bk = q_Bk <= 0
-        score_Bk = (q_Bk.log() - log_total_B1).masked_fill(missing_Bk, -torch.inf)
+        missing_Bk = score_Bk == -torch.inf
         item_Bk = item_Bk.masked_fill(missing_Bk, -1)
         share_BkC = share_BkC.masked_fill(missing_Bk[:, :, None], 0)
         absent = max(0, k - self.n_items)

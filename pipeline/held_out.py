@@ -49,7 +49,8 @@ def read_held_out(history: str, truth: str, vocabulary: Vocabulary) -> tuple[Hel
     users = pl.concat(found)
     if users.is_empty():
         raise InputError(
-            f"No user of {truth} can be evaluated: {dict(counts)}. Name files with the same users and the model's items."
+            f"No user of {truth} can be evaluated: {dict(counts)}. "
+            "Name files with the same users and the model's items."
         )
     counts["users"] = len(users)
     return HeldOut(_histories(users["history"]), _histories(users["targets"])), dict(counts)

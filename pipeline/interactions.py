@@ -63,11 +63,6 @@ def open_source(location: str, *, with_rating: bool = False) -> Source:
     return Source(location, files, first.form, first.user_type, first.item_type, sum(s.n_rows for s in sources))
 
 
-def scan(file: Path) -> pl.LazyFrame:
-    """The columns of one file, and none from its path."""
-    return pl.scan_parquet(file, glob=False, hive_partitioning=False)
-
-
 def _parquet_files(location: str) -> list[Path]:
     path = Path(location)
     if path.is_dir():
@@ -171,7 +166,8 @@ def _refuse_nulls(file: Path, metadata: pq.FileMetaData, column: str, nulls: pl.
 
 def _refuse_count(file: Path, column: str, faults: pl.Expr, fault: str) -> None:
     try:
-        count = scan(file).select(faults.cast(pl.Int64)).collect(engine="streaming").item()
+        scan = pl.scan_parquet(file, glob=False, hive_partitioning=False)
+        count = scan.select(faults.cast(pl.Int64)).collect(engine="streaming").item()
     except pl.exceptions.ComputeError as error:
         raise InputError(f"{file} cannot be read as Parquet ({error}). Write it again, or leave it out.") from None
     if count:

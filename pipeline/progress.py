@@ -73,8 +73,8 @@ class TrainingProgress(Shown):
         """Once the interactions are read."""
         self._users = len(data.train)
         self._trained_from = time.monotonic()
-        counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in data.counts.items())
-        self.say(f"read {data.counts['rows_read']:,} rows in {self.seconds:.1f} s: {counts}")
+        counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in data.counts.items() if count)
+        self.say(f"data, after {self.seconds:.1f} s: {counts}")
 
     def step(self, epoch: int, n_users: int, loss: float) -> None:
         """After every step."""

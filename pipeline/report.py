@@ -15,39 +15,50 @@ from pipeline.metrics import Measure
 
 
 def print_facts(title: str, facts: Mapping[str, object], as_json: bool) -> None:
-    """Names and values; nothing of a nested value is left out of the JSON."""
+    """Names and values."""
     if as_json:
         print(json.dumps(facts, default=str))
         return
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table = Table(box=box.SIMPLE, show_header=False)
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    Console().print(table)
+    _print(title, table)
 
 
 def print_metrics(title: str, metrics: Mapping[str, Measure], facts: Mapping[str, object], as_json: bool) -> None:
     """One row per metric, with its standard error and its 95% interval over users; the facts go into the JSON only."""
     if as_json:
-        print(
-            json.dumps({**facts, "metrics": {name: asdict(measure) for name, measure in metrics.items()}}, default=str)
-        )
+        measured = {name: asdict(measure) for name, measure in metrics.items()}
+        print(json.dumps({**facts, "metrics": measured}, default=str))
         return
-    table = Table("metric", box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table("metric", box=box.SIMPLE)
     for name in ("value", "standard error", "95% interval"):
         table.add_column(name, justify="right")
     for name, measure in metrics.items():
         interval = f"{measure.low:.4f} .. {measure.high:.4f}"
         table.add_row(name, f"{measure.mean:.4f}", f"{measure.standard_error:.4f}", interval)
-    Console().print(table)
+    _print(title, table)
 
 
 def print_table(title: str, rows: pl.DataFrame) -> None:
     """A small table, numbers to the right."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE)
     for name, dtype in rows.schema.items():
         table.add_column(name.replace("_", " "), justify="right" if dtype.is_numeric() else "left")
     for row in rows.iter_rows():
-        table.add_row(
-            *("" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value) for value in row)
-        )
-    Console().print(table)
+        table.add_row(*(_cell(value) for value in row))
+    _print(title, table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _print(title: str, table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 110
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(table)

@@ -112,13 +112,15 @@ def check_amounts(config: DataConfig) -> None:
 def hold_out_users(users: Users, config: DataConfig, folder: Path) -> Split:
     """Strong generalisation: permute the users; the last are test, those before validation, the rest trains.
 
+    The permutation is NumPy's legacy one, as in the authors' code: its stream is frozen, and the same users are held out.
+
     Held-out users lose items outside the catalogue. Of the n left, floor((1 - fold_in) n) random ones are targets.
     Users left with fewer than `min_history` items, or without a target, are not evaluated.
 
     Raises:
         InputError: no user is left to train on.
     """
-    permutation_rng, validation_rng, test_rng = np.random.default_rng(config.seed).spawn(3)
+    validation_rng, test_rng = np.random.default_rng(config.seed).spawn(2)
     n_validation, n_test = _n_users(config.validation, len(users)), _n_users(config.test, len(users))
     n_train = len(users) - n_validation - n_test
     if n_train < 1:
@@ -126,7 +128,7 @@ def hold_out_users(users: Users, config: DataConfig, folder: Path) -> Split:
             f"data.validation = {config.validation} and data.test = {config.test} hold out {n_validation:,} and"
             f" {n_test:,} of {len(users):,} users: none is left to train on. Lower them."
         )
-    drawn = np.split(permutation_rng.permutation(len(users)), [n_train, n_train + n_validation])
+    drawn = np.split(np.random.RandomState(config.seed).permutation(len(users)), [n_train, n_train + n_validation])
     train_users, validation_users, test_users = (np.sort(part) for part in drawn)
     n_interactions_I = _count_items(users.blocks(train_users), users.n_items)
     number_I = _catalogue_numbers(n_interactions_I)

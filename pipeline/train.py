@@ -99,6 +99,8 @@ def fit(
             sums += np.multiply(values, len(rows))
             if on_step is not None:
                 on_step(epoch, len(rows), values[0])
+        if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+            raise JobError(f"Weights are no longer finite after epoch {epoch}. Lower training.learning_rate.")
         trained = time.perf_counter()
         ndcg = mean_ndcg(EagerScorer(model), validation.histories, validation.targets) if len(validation) else None
         if ndcg is None or ndcg > best_ndcg:
@@ -167,21 +169,20 @@ def train(
     check_directory(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     log = output.with_name(f"{output.name}.metrics.jsonl")
-    with (
-        TemporaryDirectory(prefix=".train-", dir=output.parent) as scratch,
-        log.open("w", encoding="utf-8") as lines,
-        _deterministic(device),
-    ):
+    with TemporaryDirectory(prefix=".train-", dir=output.parent) as scratch, _deterministic(device):
         data = load_dataset(config.data, Path(scratch))
         if on_data is not None:
             on_data(data)
-        model = MacridVAE(len(data.vocabulary), config.model).to(device)
+        with torch.device("meta"):
+            model = MacridVAE(len(data.vocabulary), config.model)
+        model.to_empty(device=device)
         best_epoch = 0
-        for epoch in fit(model, data.train, data.validation, config, on_step=on_step):
-            best_epoch = epoch.best_epoch
-            print(json.dumps(asdict(epoch)), file=lines, flush=True)
-            if on_epoch is not None:
-                on_epoch(epoch)
+        with log.open("w", encoding="utf-8") as lines:
+            for epoch in fit(model, data.train, data.validation, config, on_step=on_step):
+                best_epoch = epoch.best_epoch
+                print(json.dumps(asdict(epoch)), file=lines, flush=True)
+                if on_epoch is not None:
+                    on_epoch(epoch)
         measured = evaluate(EagerScorer(model), data.test.histories, data.test.targets) if len(data.test) else {}
         return write_checkpoint(
             output,

@@ -47,7 +47,8 @@ BLOCK_PLACES = 2**20
 """Users times k of a block, at most (but one user at least): what waits to be written, a row group of `data/`."""
 
 OnProgress = Callable[[int, float], object]
-"""Called with 0 users when the input is shuffled, then after every block with its users and their share of the job."""
+"""Called with the users accounted for so far and the share of the scoring that is done, 0 to 1: first when the input is
+shuffled, then after every block."""
 
 _TEMPORARY = "_temporary"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -124,10 +125,11 @@ class _Job:
         shuffled = self.folder / _TEMPORARY / "shuffled"
         shuffle_sources(self.sources, shuffled, self.n_parts)
         on_progress(0, 0.0)
-        summaries = []
+        summaries: list[Summary] = []
         for number in range(self.n_parts):
             part = read_part(shuffled, number, self.bundle.vocabulary)
-            summaries.append(self.write_part(number, part, on_progress))
+            users_before = sum(summary.users for summary in summaries)
+            summaries.append(self.write_part(number, part, users_before, on_progress))
         shutil.rmtree(self.folder / _TEMPORARY)
         return finish_run(self.folder, summaries)
 
@@ -143,10 +145,10 @@ class _Job:
             versions=scoring_versions(self.options.format),
         )
 
-    def write_part(self, number: int, part: Part, on_progress: OnProgress) -> Summary:
+    def write_part(self, number: int, part: Part, users_before: int, on_progress: OnProgress) -> Summary:
         """Score a part block by block; write its two files and their receipt."""
         user_ids_U = arrow_ids(part.user_ids_U)
-        n_users, layout = len(user_ids_U), self.options.layout
+        n_users, done, layout = len(user_ids_U), 0, self.options.layout
         block = max(1, BLOCK_PLACES // self.fallback.items_Uk.shape[1])
         recommended_U = np.zeros(n_users, dtype=np.int32)
         with self.writer("data", number, data_schema(user_ids_U.type, self.item_ids.type, layout)) as writer:
@@ -155,7 +157,8 @@ class _Job:
                 found = recommend(self.scorer, histories, self.fallback, keep_seen=self.options.keep_seen)
                 writer.write_table(data_table(user_ids_U.take(pa.array(rows_U)), found, self.item_ids, layout))
                 recommended_U[rows_U] = found.counts_U
-                on_progress(len(rows_U), (len(rows_U) / n_users if n_users else 1) / self.n_parts)
+                done += len(rows_U)
+                on_progress(users_before + done, (number + (done / n_users if n_users else 1)) / self.n_parts)
         known_items_U = part.known.lengths.astype(np.int32)
         table = users_table(user_ids_U, part.history_length_U, known_items_U, recommended_U)
         with self.writer("users", number, table.schema) as writer:

@@ -1,4 +1,5 @@
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,33 @@ def test_histories_of_fixed_length(tmp_path):
     assert histories(write(tmp_path / "x.parquet", user_id=[1, 2], history=history)) == {1: ["a", "b"], 2: []}
 
 
+def test_files_in_several_encodings(tmp_path):
+    ids, history = pa.array(["b", "a"]), pa.array([["x", "y"], ["y", "z"]])
+    for name, encoded in (
+        ("a", {"user_id": ids, "history": history, "day": [1, 2]}),
+        ("b", {"history": history.cast(pa.list_(pa.string(), 2)), "user_id": ids.dictionary_encode()}),
+        ("c", {"day": ids, "user_id": ids.cast(pa.string_view()), "history": history.cast(pa.large_list(pa.string()))}),
+    ):
+        write(tmp_path / f"{name}.parquet", **encoded)
+    [bucket] = buckets(tmp_path, 1)
+    assert dict(bucket.histories.iter_rows()) == {"a": ["y", "z"], "b": ["x", "y"]}
+    assert bucket.n_interactions == 12
+
+
+def test_ratings_in_several_types(tmp_path):
+    for name, rating in (("a", pa.array([3, 4])), ("b", pa.array([3.4, 3.5], "float32"))):
+        write(tmp_path / f"{name}.parquet", user_id=[name, name], item_id=[1, 2], rating=rating)
+    assert histories(tmp_path, min_rating=3.5) == {"a": [2], "b": [2]}
+
+
+def test_long_histories_leave_the_polars_settings_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.buckets.CHUNK_ROWS", 10)
+    monkeypatch.delenv("POLARS_IDEAL_MORSEL_SIZE", raising=False)
+    file = write(tmp_path / "x.parquet", user_id=[*range(50)], history=[[*range(user)] for user in range(50)])
+    assert histories(file) == {user: [*range(user)] for user in range(50)}
+    assert "POLARS_IDEAL_MORSEL_SIZE" not in os.environ
+
+
 def test_bare_users(tmp_path):
     file = write(tmp_path / "x.parquet", user_id=["b", "a", "b"], country=[1, 2, 3])
     [bucket] = buckets(file, 1)
@@ -205,15 +233,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_input(tmp_path):
+@pytest.mark.parametrize("form", ["interactions", "histories"])
+def test_memory_does_not_grow_with_the_input(tmp_path, form):
+    row = pl.int_range(5_000_000, eager=True)
+    rows = pl.DataFrame({"user_id": row.hash(seed=1) % 250_000, "item_id": row.hash(seed=2) % 20_000})
+    if form == "histories":
+        rows = rows.group_by("user_id").agg(history="item_id")
     peaks = []
-    for n_files in (5, 20):
+    for n_files in (2, 12):
         for at in range(n_files):
-            row = pl.int_range(at * 1_000_000, (at + 1) * 1_000_000, eager=True)
-            user, item = row.hash(seed=1) % 1_000_000, row.hash(seed=2) % 20_000
-            pl.DataFrame({"user_id": user, "item_id": item}).write_parquet(tmp_path / f"{at}.parquet")
+            rows.with_columns(pl.col("user_id") + at * 250_000).write_parquet(tmp_path / f"{at}.parquet")
         command = [sys.executable, "-c", PEAK, str(tmp_path)]
         n_users, peak = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-        assert n_users > 990_000
+        assert n_users == n_files * 250_000
         peaks.append(peak)
-    assert peaks[1] < 1.5 * peaks[0], peaks
+    assert peaks[1] < 1.6 * peaks[0], peaks

@@ -234,7 +234,7 @@ def test_held_out_users_are_the_last_of_a_permutation_of_ascending_ids():
     """Item u is only user u's, and items 900 and up are everyone's."""
     rows = [(user, item, 5.0) for user in range(50) for item in [user, *range(900, 910)]]
     dataset = load(rows, validation=7, test=0.1, seed=3)
-    order = np.random.default_rng(3).spawn(3)[0].permutation(50)
+    order = np.random.RandomState(3).permutation(50)
     own = [history[0] for history in item_ids(dataset, dataset.train)]
     assert own == sorted(order[:38])
     assert (len(dataset.validation), len(dataset.test)) == (7, 5)

@@ -1,0 +1,77 @@
+"""A small checkpoint of random weights, and the bundle of both formats made from it: once per test process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from pipeline.checkpoint import write_checkpoint
+from pipeline.config import Config, ModelConfig
+from pipeline.histories import Histories
+from pipeline.model import MacridVAE
+from pipeline.split import HeldOut
+from pipeline.vocabulary import Vocabulary
+
+SMALL = Config(model=ModelConfig(n_concepts=3, embedding_size=8, encoder_hidden_sizes=[16, 12]))
+SMALL_ITEMS = 500
+
+
+def small_model(config: ModelConfig, n_items: int, seed: int = 0) -> MacridVAE:
+    """Random weights, large enough that histories matter."""
+    model = MacridVAE(n_items, config)
+    model.initialise(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        model.encoder.input.weight.mul_(20)
+    return model.eval()
+
+
+def random_histories(lengths: list[int], n_items: int, seed: int = 0) -> Histories:
+    rng = np.random.default_rng(seed)
+    return Histories.of(
+        [sorted(rng.choice(n_items, min(length, n_items), replace=False).tolist()) for length in lengths]
+    )
+
+
+def write_small_checkpoint(path: Path, config: Config = SMALL, n_items: int = SMALL_ITEMS) -> None:
+    rng = np.random.default_rng(3)
+    held_out = HeldOut(random_histories([3, 9, 30], n_items, 1), random_histories([2, 2, 5], n_items, 2))
+    write_checkpoint(
+        path,
+        config=config,
+        vocabulary=Vocabulary.of(
+            pl.Series([f"item-{i:03d}" for i in range(n_items)]), rng.integers(1, 100, n_items).astype(np.int64)
+        ),
+        weights=model_weights(config, n_items),
+        training=random_histories([1, 200, 17, 5, 60, 8], n_items),
+        validation=held_out,
+        test=held_out,
+        counts={"rows_read": 10},
+        best_epoch=1,
+        metrics={},
+        metrics_lines="",
+    )
+
+
+def model_weights(config: Config, n_items: int) -> dict[str, torch.Tensor]:
+    return small_model(config.model, n_items).state_dict()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "checkpoint"
+    write_small_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path) -> Path:
+    from export.exporter import export_bundle
+    from scoring.runtimes import open_scorer
+
+    path = checkpoint.parent / "bundle"
+    export_bundle(checkpoint, path, ["onnx", "torchscript"], open_scorer)
+    return path

@@ -1,0 +1,232 @@
+"""The commands as a person types them: a nightly job, evaluation, help, and errors with their exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner, Result
+from conftest import SMALL_ITEMS
+
+from pipeline.cli import main
+from pipeline.demo_data import COLD_USER, UNKNOWN_USER, write_demo
+
+FEW_EPOCHS = 3
+
+
+def pipeline(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, prog_name="pipeline")
+
+
+def fine(*arguments: str) -> str:
+    result = pipeline(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.stdout
+
+
+def refused(code: int, *arguments: str) -> str:
+    result = pipeline(*arguments)
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's workspace after the three commands, trained for a few epochs only."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_demo(folder)
+    config = folder / "pipeline.toml"
+    lines = config.read_text().splitlines()
+    config.write_text(
+        "\n".join(f"epochs = {FEW_EPOCHS}" if line.startswith("epochs") else line for line in lines) + "\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "train.json").write_text(fine("train", "--json"))
+        (folder / "export.json").write_text(fine("export", "--format", "onnx", "--json"))
+        (folder / "score.json").write_text(fine("score", "--input", "users.parquet", "--json"))
+    return folder
+
+
+def test_training_writes_a_checkpoint_and_says_what_it_measured(workspace: Path) -> None:
+    printed = json.loads((workspace / "train.json").read_text())
+    manifest = json.loads((workspace / "checkpoint" / "manifest.json").read_text())
+    assert printed["metrics"] == manifest["metrics"]
+    assert printed["counts"] == manifest["counts"]
+    assert 1 <= printed["best_epoch"] <= FEW_EPOCHS
+    lines = [json.loads(line) for line in (workspace / "checkpoint" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, FEW_EPOCHS + 1))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert not list(workspace.glob(".*"))
+
+
+def test_scoring_accounts_for_every_user(workspace: Path) -> None:
+    run = workspace / "recommendations"
+    asked = pl.read_parquet(workspace / "users.parquet")
+    users = pl.read_parquet(run / "users")
+    assert sorted(users["user_id"]) == sorted(asked["user_id"])
+    status = dict(users.select("user_id", "status").iter_rows())
+    assert (status.pop(COLD_USER), status.pop(UNKNOWN_USER)) == ("cold", "unknown")
+    assert set(status.values()) == {"scored"}
+    data = pl.read_parquet(run / "data")
+    assert data.group_by("user_id").len()["len"].unique().to_list() == [100]
+    assert data.filter(pl.col("user_id") == COLD_USER)["concept"].null_count() == 100
+    seen = asked.explode("history", empty_as_null=True, keep_nulls=True).rename({"history": "item_id"})
+    assert data.join(seen, on=["user_id", "item_id"], how="semi").is_empty()
+    printed = json.loads((workspace / "score.json").read_text())
+    assert printed["scored"] == len(status)
+    assert printed["device"] == "cpu"
+    assert (run / "_SUCCESS").exists()
+
+
+def test_both_formats_recommend_the_same(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    bundle, run = str(tmp_path / "bundle"), str(tmp_path / "run")
+    assert set(json.loads(fine("export", "--output", bundle, "--format", "all", "--json"))) >= {"onnx", "torchscript"}
+    fine("score", "--input", "users.parquet", "--bundle", bundle, "--output", run, "--format", "torchscript")
+    ours, theirs = (
+        pl.read_parquet(path / "data").sort("user_id", "item_id") for path in (workspace / "recommendations", Path(run))
+    )
+    both = ours.join(theirs, on=["user_id", "item_id"], how="inner")
+    assert len(both) > 0.9999 * len(ours)
+    assert (both["score"] - both["score_right"]).abs().max() < 1e-4
+
+
+def test_evaluating_the_checkpoint_repeats_its_metrics(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    metrics = json.loads(fine("evaluate", "--model", "checkpoint", "--json"))["metrics"]
+    assert metrics == json.loads((workspace / "checkpoint" / "manifest.json").read_text())["metrics"]
+    assert "ndcg@100" in fine("evaluate", "--model", "checkpoint")
+
+
+def test_evaluating_a_bundle_on_files(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    users = pl.read_parquet("users.parquet").filter(pl.col("history").list.len() > 10)
+    history, truth = str(tmp_path / "history.parquet"), str(tmp_path / "truth.parquet")
+    users.with_columns(pl.col("history").list.slice(3)).write_parquet(history)
+    users.with_columns(pl.col("history").list.head(3)).write_parquet(truth)
+    both = ["--history", history, "--truth", truth, "--json"]
+    of_bundle = json.loads(fine("evaluate", "--model", "bundle", *both))
+    of_checkpoint = json.loads(fine("evaluate", "--model", "checkpoint", *both))
+    assert of_bundle["counts"] == of_checkpoint["counts"]
+    for name, measure in of_bundle["metrics"].items():
+        assert measure["mean"] == pytest.approx(of_checkpoint["metrics"][name]["mean"], abs=1e-4), name
+    message = refused(2, "evaluate", "--model", "bundle", "--history", history)
+    assert message == "Error: Evaluating bundle takes both --history and --truth: Parquet files about the same users.\n"
+
+
+def test_the_same_seed_gives_the_same_checkpoint(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    fine("train", "--output", str(tmp_path / "again"))
+    for name in ("weights.safetensors", "items.parquet", "histories.parquet"):
+        assert (tmp_path / "again" / name).read_bytes() == (workspace / "checkpoint" / name).read_bytes()
+
+
+def test_tables_for_people(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    printed = fine("score", "--input", "users.parquet", "--output", str(tmp_path / "run"), "--k", "3")
+    assert "every user accounted for" in printed
+    assert "3,198" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train"],
+            "Error: interactions.parquet does not exist. Name a local Parquet file, a directory of them, or a glob.\n",
+        ),
+        (["train", "--config", "no.toml"], "Error: no.toml does not exist. Name a TOML file; configs/ has examples.\n"),
+        (
+            ["export"],
+            "Error: checkpoint is not a checkpoint: it has no manifest.json. "
+            "Name the folder a checkpoint was written to.\n",
+        ),
+        (
+            ["score", "--input", "users.parquet"],
+            "Error: bundle is not a bundle: it has no manifest.json. Name the folder a bundle was written to.\n",
+        ),
+        (
+            ["evaluate", "--model", "x"],
+            "Error: x is not a checkpoint: it has no manifest.json. Name the folder a checkpoint was written to.\n",
+        ),
+        (
+            ["train", "--device", "cuda"],
+            "Error: --device cuda was asked for, but torch finds no CUDA device. "
+            "Run on a machine with a GPU and a CUDA build of torch, or choose --device cpu.\n",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(2, *arguments) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_problems_of_a_config_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('[model]\nn_concepts = 0\nkfac = 7\n[training]\nepochs = "many"\n')
+    assert refused(2, "train", "--config", str(path)) == (
+        f"Error: {path} is not a valid config:\n"
+        "  model.n_concepts: Input should be greater than 0\n"
+        "  model.kfac: Extra inputs are not permitted\n"
+        "  training.epochs: Input should be a valid integer\n"
+    )
+    path.write_text("epochs == 3")
+    assert refused(2, "train", "--config", str(path)).startswith(f"Error: {path} is not TOML: ")
+
+
+def test_a_bundle_changed_after_export_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    content = bytearray((copy / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (copy / "model.onnx").write_bytes(content)
+    pl.DataFrame({"user_id": [1], "history": [["item-001"]]}).write_parquet(tmp_path / "users.parquet")
+    command = ["score", "--bundle", str(copy), "--input", str(tmp_path / "users.parquet")]
+    assert refused(2, *command, "--output", str(tmp_path / "run")) == (
+        f"Error: {copy / 'model.onnx'} has changed since it was written (its SHA-256 differs). "
+        "Write the bundle again.\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_places_than_items(bundle: Path, tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": [1, 2], "history": [["item-001"], []]}).write_parquet(tmp_path / "users.parquet")
+    fine(
+        *("score", "--bundle", str(bundle), "--input", str(tmp_path / "users.parquet")),
+        *("--output", str(tmp_path / "run"), "--k", str(SMALL_ITEMS + 100), "--fallback", "none", "--layout", "nested"),
+    )
+    lengths = pl.read_parquet(tmp_path / "run" / "data").select("user_id", pl.col("item_ids").list.len())
+    assert dict(lengths.iter_rows()) == {1: SMALL_ITEMS - 1, 2: 0}
+
+
+OPTIONS = {
+    "demo": ["--workspace"],
+    "train": ["--config", "--input", "--output", "--device", "--json"],
+    "evaluate": ["--model", "--history", "--truth", "--format", "--device", "--json"],
+    "export": ["--checkpoint", "--output", "--format", "--json"],
+    "score": [
+        *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback", "--layout"),
+        *("--format", "--device", "--json"),
+    ],
+}
+
+
+def test_the_list_of_options_is_frozen() -> None:
+    """Hyper-parameters live in the config file; a new option needs a reason."""
+    found = {name: [option.opts[0] for option in command.params] for name, command in main.commands.items()}
+    assert found == OPTIONS
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_names_every_option(command: str) -> None:
+    printed = fine(command, "--help")
+    assert all(option in printed for option in OPTIONS[command])
