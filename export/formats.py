@@ -52,11 +52,11 @@ def write_onnx(graph: RecommendationGraph, path: Path) -> None:
     sizes: tuple[dict[int, Any], ...] = ({0: auto}, {0: auto}, {0: auto, 1: auto}, {}, {0: auto}, {})
     with _quiet():
         inputs = example(graph.n_items, graph.n_concepts)
-        program = torch.export.export(graph, inputs, dynamic_shapes=sizes, strict=False)
         exported: Any = torch.onnx.export(
-            program,
+            graph,
             inputs,
             dynamo=True,
+            dynamic_shapes=sizes,
             external_data=False,
             optimize=False,
             opset_version=OPSET,

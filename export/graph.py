@@ -5,8 +5,8 @@ computed once, at export. A history is gathered into a padded row per user; padd
 item of zeros. A history is a set: it is sorted, so that order does not change a bit of the result, and repeats are
 dropped.
 
-The decoder adds one concept after another: a few [B, I] tables are alive at once, never [B, C, I]. Every exponent is
-at most 0 (see pipeline/loss.py), so nothing overflows.
+The decoder adds one concept after another: a few [B, P] tables are alive at once, never [B, C, P]. No exponential
+overflows (see pipeline/loss.py).
 
 Shape letters: B users, L longest history, C concepts, D dimensions, H hidden units, I items of the catalogue, P = I +
 1 (the last row is zeros), N items of all histories together, E excluded items per user, k places.
@@ -82,12 +82,11 @@ class RecommendationGraph(nn.Module):
         """
         places = _size(k, 1)
         mean_BCD = self.encode(history_items, history_offsets)
-        q_BI = self.likelihoods(mean_BCD, concept_weights)
-        log_total_B1 = q_BI.sum(dim=1, keepdim=True).log()
-        q_BI = q_BI.masked_fill(~allowed[None], 0.0)
-        q_BI = F.pad(q_BI, (0, 1)).scatter(1, excluded, 0.0)[:, : self.n_items]
+        q_BP = self.likelihoods(mean_BCD, concept_weights)
+        log_total_B1 = q_BP.sum(dim=1, keepdim=True).log()
+        allowed_P = F.pad(allowed.to(q_BP.dtype), (0, 1))
         within = _smaller(places, self.n_items)
-        q_Bk, item_Bk = top_k(q_BI, within)
+        q_Bk, item_Bk = top_k((q_BP * allowed_P).scatter(1, excluded, 0.0), within)
         missing_Bk = q_Bk <= 0
         score_Bk = (q_Bk.log() - log_total_B1).masked_fill(missing_Bk, float("-inf"))
         score_Bk, item_Bk = in_order(score_Bk, item_Bk.masked_fill(missing_Bk, self.n_items))
@@ -125,19 +124,21 @@ class RecommendationGraph(nn.Module):
         return history_BL.masked_fill(repeated_BL, self.n_items)
 
     def likelihoods(self, mean_BCD: Tensor, concept_weights: Tensor) -> Tensor:
-        """sum_c weight_bc a_ic exp((cos(z_bc, h_i) - 1) / t), [B, I]: p(i|u) but for one factor per user."""
+        """sum_c weight_bc a_ic exp(cos(z_bc, h_i) / t), [B, P]: p(i|u) but for one factor per user; 0 in the last column."""
         scaled_BCD = mean_BCD / self.temperature
-        vectors_DI = self.item_vectors[: self.n_items].T
-        q_BI = torch.zeros_like(concept_weights[:, :1] * vectors_DI[:1])
-        for c in range(self.n_concepts):
-            match_BI = torch.exp(scaled_BCD[:, c] @ vectors_DI - 1 / self.temperature)
-            q_BI = q_BI + match_BI * (concept_weights[:, c, None] * self.item_concepts[: self.n_items, c])
-        return q_BI
+        q_BP = self._likelihood(scaled_BCD, concept_weights, 0)
+        for c in range(1, self.n_concepts):
+            q_BP = q_BP + self._likelihood(scaled_BCD, concept_weights, c)
+        return q_BP
+
+    def _likelihood(self, scaled_BCD: Tensor, concept_weights: Tensor, c: int) -> Tensor:
+        match_BP = torch.exp(scaled_BCD[:, c] @ self.item_vectors.T)
+        return match_BP * (concept_weights[:, c, None] * self.item_concepts[:, c])
 
     def concept_shares(self, mean_BCD: Tensor, concept_weights: Tensor, item_Bk: Tensor) -> Tensor:
         """Each concept's share of the likelihood of these items, [B, k, C]; 0 for item n_items."""
         cos_BkC = self.item_vectors[item_Bk] @ mean_BCD.transpose(1, 2)
-        term_BkC = torch.exp((cos_BkC - 1) / self.temperature) * self.item_concepts[item_Bk] * concept_weights[:, None]
+        term_BkC = torch.exp(cos_BkC / self.temperature) * self.item_concepts[item_Bk] * concept_weights[:, None]
         return term_BkC / term_BkC.sum(dim=2, keepdim=True).clamp_min(1e-37)
 
 

@@ -77,19 +77,19 @@ class EagerScorer:
         )
 
     def _likelihoods(self, mean_CBD: Tensor, assignment_IC: Tensor, weight_CB: Tensor) -> Tensor:
-        """sum_c weight_cb a_ic exp((cos(z_cb, h_i) - 1) / t), [B, I]: p(i|u) but for one factor per user."""
+        """sum_c weight_cb a_ic exp(cos(z_cb, h_i) / t), [B, I]: p(i|u) but for one factor per user."""
         items_ID, temperature = self.model.items(), self.model.config.temperature
         n_concepts, n_users = weight_CB.shape
         width = max(1, SLICE_ELEMENTS // max(1, n_concepts * n_users))
         q_BI = mean_CBD.new_empty(n_users, self.n_items)
         for start in range(0, self.n_items, width):
             columns = slice(start, start + width)
-            term_CBI = ((mean_CBD @ items_ID[columns].T - 1) / temperature).exp_()
+            term_CBI = (mean_CBD @ items_ID[columns].T / temperature).exp_()
             q_BI[:, columns] = torch.einsum("cbi,ic,cb->bi", term_CBI, assignment_IC[columns], weight_CB)
         return q_BI
 
     def _terms(self, mean_CBD: Tensor, assignment_IC: Tensor, weight_CB: Tensor, item_Bk: Tensor) -> Tensor:
         """Each concept's term of the likelihood of these items, [B, k, C]."""
         cos_BkC = self.model.items()[item_Bk] @ mean_CBD.permute(1, 2, 0)
-        match_BkC = ((cos_BkC - 1) / self.model.config.temperature).exp()
+        match_BkC = (cos_BkC / self.model.config.temperature).exp()
         return match_BkC * assignment_IC[item_Bk] * weight_CB.T[:, None]

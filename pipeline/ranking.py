@@ -29,10 +29,13 @@ def top_k(likelihood_BI: Tensor, k: int) -> tuple[Tensor, Tensor]:
         items are unspecified (their likelihoods are not positive).
     """
     top_Bk, item_Bk = torch.topk(likelihood_BI, k, dim=1)
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if torch.onnx.is_in_onnx_export():
+            return top_Bk, item_Bk  # the standard's TopK takes the smaller index of equal values
     last_B1 = top_Bk[:, -1:]
     tie_BI = (likelihood_BI == last_B1) & (last_B1 > 0)
     row_T, tied_item_T = torch.nonzero(tie_BI).unbind(1)
-    n_ties_B = tie_BI.sum(dim=1)
+    n_ties_B = torch.zeros_like(item_Bk[:, 0]).index_add(0, row_T, torch.ones_like(row_T))
     before_B = torch.cumsum(n_ties_B, dim=0) - n_ties_B
     n_above_B = (top_Bk > last_B1).sum(dim=1)
     order_T = torch.arange(row_T.shape[0], device=likelihood_BI.device) - before_B[row_T]
