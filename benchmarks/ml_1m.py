@@ -53,9 +53,8 @@ def compare(name: str, scorer: Scorer, model: EagerScorer, histories: Histories)
             within_ties += all(theirs.get(item, -np.inf) >= last - TIE for item in ours)
             worst = max([worst, *(abs(score - theirs[item]) for item, score in ours.items() if item in theirs)])
     n = len(histories)
-    print(
-        f"{name}: {same:,} of {n:,} users with the same top-{K} set, {within_ties:,} up to ties; scores within {worst:.1e}"
-    )
+    print(f"{name}: {same:,} of {n:,} users get the same top {K}, {within_ties:,} up to ties of {TIE:g}")
+    print(f"{name}: scores within {worst:.1e} of the model's")
 
 
 def _scores(top: TopK, row: int, k: int) -> dict[int, float]:

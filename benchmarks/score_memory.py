@@ -2,8 +2,8 @@
 
     python benchmarks/score_memory.py [MILLIONS ...]
 
-Generates interactions in long form, unsorted (20 per user, 20,000 items), a bundle of random weights, and scores every user
-for the top 100 in a process of its own. The model is small on purpose: memory is what is measured.
+Generates interactions in long form, unsorted (20 per user, 20,000 items), a bundle of random weights, and scores every
+user for the top 100 in a process of its own. The model is small on purpose: memory is what is measured.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class RecommendationGraph(nn.Module):
         return history_BL.masked_fill(repeated_BL, self.n_items)
 
     def likelihoods(self, mean_BCD: Tensor, concept_weights: Tensor) -> Tensor:
-        """sum_c weight_bc a_ic exp(cos(z_bc, h_i) / t), [B, P]: p(i|u) but for one factor per user; 0 in the last column."""
+        """sum_c weight_bc a_ic exp(cos(z_bc, h_i) / t), [B, P]: p(i|u) but for a factor per user; last column 0."""
         scaled_BCD = mean_BCD / self.temperature
         q_BP = self._likelihood(scaled_BCD, concept_weights, 0)
         for c in range(1, self.n_concepts):

@@ -79,6 +79,20 @@ def publish_directory(path: Path, marker: str = "manifest.json") -> Iterator[Pat
         _recover(path)
 
 
+@contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `path` for work on the way to it; it vanishes, as do those of dead processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in _abandoned(path.parent, path.name, "scratch"):
+        shutil.rmtree(leftover)
+    folder = path.with_name(_hidden_name(path.name, "scratch"))
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def check_directory(path: Path, marker: str = "manifest.json") -> None:
     """Refuse a path that `publish_directory` must not replace; call it early to spare the caller a long job.
 

@@ -112,7 +112,7 @@ def check_amounts(config: DataConfig) -> None:
 def hold_out_users(users: Users, config: DataConfig, folder: Path) -> Split:
     """Strong generalisation: permute the users; the last are test, those before validation, the rest trains.
 
-    The permutation is NumPy's legacy one, as in the authors' code: its stream is frozen, and the same users are held out.
+    The permutation is NumPy's legacy one, as in the authors' code: it is frozen, and the same users are held out.
 
     Held-out users lose items outside the catalogue. Of the n left, floor((1 - fold_in) n) random ones are targets.
     Users left with fewer than `min_history` items, or without a target, are not evaluated.

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from pipeline.errors import InputError, JobError
 from pipeline.evaluation import evaluate, mean_ndcg
 from pipeline.histories import Histories
 from pipeline.model import MacridVAE
-from pipeline.publish import check_directory
+from pipeline.publish import check_directory, scratch_directory
 from pipeline.split import HeldOut
 
 
@@ -167,10 +166,9 @@ def train(
         JobError: the loss is no longer finite, or the disk is full.
     """
     check_directory(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     log = output.with_name(f"{output.name}.metrics.jsonl")
-    with TemporaryDirectory(prefix=".train-", dir=output.parent) as scratch, _deterministic(device):
-        data = load_dataset(config.data, Path(scratch))
+    with scratch_directory(output) as scratch, _deterministic(device):
+        data = load_dataset(config.data, scratch)
         if on_data is not None:
             on_data(data)
         with torch.device("meta"):

@@ -23,7 +23,7 @@ import pytest
 
 from pipeline import publish
 from pipeline.errors import InputError
-from pipeline.publish import check_directory, publish_directory, publish_file
+from pipeline.publish import check_directory, publish_directory, publish_file, scratch_directory
 
 LINES = 2_000
 NAMES = ["deep", "manifest.json", "part.bin"]
@@ -393,3 +393,23 @@ def main(function: str, path: str, *rest: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+def test_scratch_vanishes_and_leftovers_of_dead_processes_with_it(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "target"
+    with scratch_directory(target) as folder:
+        assert folder.parent == target.parent
+        assert folder.name.startswith(".target.scratch-")
+        (folder / "file").write_text("x")
+        with publish_directory(target) as fresh:
+            (fresh / "manifest.json").write_text("{}")
+            assert (folder / "file").exists()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leftover = target.parent / f".target.scratch-{dead.pid}-0123abcd"
+    leftover.mkdir()
+    alive = target.parent / f".target.scratch-{os.getppid()}-0123abcd"
+    alive.mkdir()
+    with pytest.raises(KeyboardInterrupt), scratch_directory(target):
+        raise KeyboardInterrupt
+    assert sorted(entry.name for entry in target.parent.iterdir()) == [alive.name, "target"]
