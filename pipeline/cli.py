@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import InputError, JobError, PipelineError
 
 FORMATS = ("onnx", "torchscript")
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -44,6 +44,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except PipelineError as error:
             raise _Failure(error) from None
+        except OSError as error:
+            what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            raise _Failure(JobError(f"{what}. Check the path, its permissions and the disk.")) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -29,7 +29,7 @@ def top_k(likelihood_BI: Tensor, k: int) -> tuple[Tensor, Tensor]:
         items are unspecified (their likelihoods are not positive).
     """
     top_Bk, item_Bk = torch.topk(likelihood_BI, k, dim=1)
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined] # noqa: SIM102 (scripting takes no `and` here)
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         if torch.onnx.is_in_onnx_export():
             return top_Bk, item_Bk  # the standard's TopK takes the smaller index of equal values
     last_B1 = top_Bk[:, -1:]

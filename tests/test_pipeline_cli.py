@@ -198,6 +198,18 @@ def test_a_bundle_changed_after_export_is_refused(bundle: Path, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_read_only_folder_is_a_failed_job(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "recommendations")
+
+    monkeypatch.setattr("scoring.job.score", refuse)
+    pl.DataFrame({"user_id": [1], "history": [["item-001"]]}).write_parquet(tmp_path / "users.parquet")
+    command = ["score", "--bundle", str(bundle), "--input", str(tmp_path / "users.parquet")]
+    assert refused(1, *command).splitlines()[-1] == (
+        "Error: Permission denied: recommendations. Check the path, its permissions and the disk."
+    )
+
+
 def test_more_places_than_items(bundle: Path, tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [1, 2], "history": [["item-001"], []]}).write_parquet(tmp_path / "users.parquet")
     fine(
