@@ -8,6 +8,7 @@ Shape letters: B users, E excluded items per user, C concepts, I items of the ca
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from export.bundle import FILES
 from pipeline.errors import InputError
 from pipeline.histories import Histories
 from pipeline.scorer import Scorer, TopK
+
+Inputs = dict[str, NDArray[Any]]
+"""What the graph takes, by name and in its order (see export/graph.py)."""
+Run = Callable[[Inputs], list[NDArray[Any]]]
+"""Inputs to the arrays of `TopK`, in its order."""
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -36,7 +42,7 @@ def open_scorer(directory: Path, form: str, device: str) -> Scorer:
     path = directory / FILES[form]
     if not path.is_file():
         raise InputError(f"{directory} holds no {form} graph ({path.name}). Run: pipeline export --format {form}")
-    return OnnxScorer(path, device) if form == "onnx" else TorchScriptScorer(path, device)
+    return open_onnx(path, device) if form == "onnx" else open_torchscript(path, device)
 
 
 def usable_device(form: str) -> str:
@@ -51,29 +57,12 @@ def usable_device(form: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class OnnxScorer:
-    """ONNX Runtime; see `pipeline.scorer.Scorer`."""
+class GraphScorer:
+    """An opened graph; see `pipeline.scorer.Scorer`."""
 
-    def __init__(self, path: Path, device: str) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.use_deterministic_compute = True
-        options.log_severity_level = 3  # errors; that CUDA is missing is said below, once
-        if device == "cuda":
-            onnxruntime.preload_dlls()
-        # TF32 rounds products to 10 bits; exact scores need float32.
-        settings = {"use_tf32": "0"} if device == "cuda" else {}
-        self.session = onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[device], settings)])
-        active = self.session.get_providers()[0]
-        if active != PROVIDERS[device]:
-            raise InputError(
-                f"--device {device} was asked for, but ONNX Runtime can only offer {active}. "
-                "Run on a machine with a GPU and its CUDA libraries, or choose --device cpu."
-            )
-        self.names = [output.name for output in self.session.get_outputs()]
-        shapes = {entry.name: entry.shape for entry in self.session.get_inputs()}
-        self.n_items, self.n_concepts = shapes["allowed"][0], shapes["concept_weights"][1]
+    def __init__(self, n_items: int, n_concepts: int, run: Run) -> None:
+        self.n_items, self.n_concepts = n_items, n_concepts
+        self._run = run
 
     def __call__(
         self,
@@ -85,66 +74,63 @@ class OnnxScorer:
         concept_weights: NDArray[np.float32] | None = None,
     ) -> TopK:
         """Top-K of each history; arguments and result as in `pipeline.scorer.Scorer`."""
-        inputs = graph_inputs(self, histories, k, excluded, allowed, concept_weights)
-        return TopK(*self.session.run(["items", "scores", "concept_shares"], inputs))
+        if allowed is None:
+            allowed = np.ones(self.n_items, dtype=np.bool_)
+        if concept_weights is None:
+            concept_weights = np.ones((len(histories), self.n_concepts), dtype=np.float32)
+        inputs = {
+            "history_items": histories.items_N.astype(np.int64),
+            "history_offsets": histories.offsets,
+            "excluded": padded(excluded, len(histories), self.n_items),
+            "allowed": allowed,
+            "concept_weights": concept_weights,
+            "k": np.asarray(k, dtype=np.int64),
+        }
+        return TopK(*self._run(inputs))
 
 
-class TorchScriptScorer:
-    """TorchScript; see `pipeline.scorer.Scorer`."""
+def open_onnx(path: Path, device: str) -> GraphScorer:
+    """Open an ONNX file in ONNX Runtime."""
+    import onnxruntime
 
-    def __init__(self, path: Path, device: str) -> None:
-        import torch
+    options = onnxruntime.SessionOptions()
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3  # errors; that CUDA is missing is said below, once
+    if device == "cuda":
+        onnxruntime.preload_dlls()
+    # TF32 rounds products to 10 bits; exact scores need float32.
+    settings = {"use_tf32": "0"} if device == "cuda" else {}
+    session = onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[device], settings)])
+    active = session.get_providers()[0]
+    if active != PROVIDERS[device]:
+        raise InputError(
+            f"--device {device} was asked for, but ONNX Runtime can only offer {active}. "
+            "Run on a machine with a GPU and its CUDA libraries, or choose --device cpu."
+        )
+    shapes = {entry.name: entry.shape for entry in session.get_inputs()}
+    n_items, n_concepts = shapes["allowed"][0], shapes["concept_weights"][1]
+    return GraphScorer(n_items, n_concepts, lambda inputs: session.run(TopK._fields, inputs))
 
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError(
-                "--device cuda was asked for, but torch finds no CUDA device. "
-                "Run on a machine with a GPU and a CUDA build of torch, or choose --device cpu."
-            )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch.jit; see docs/decisions.md
-            self.module: Any = torch.jit.load(path, map_location=device)
-        self.device = torch.device(device)
-        self.n_items, self.n_concepts = self.module.n_items, self.module.n_concepts
 
-    def __call__(
-        self,
-        histories: Histories,
-        k: int,
-        *,
-        excluded: Histories | None = None,
-        allowed: NDArray[np.bool_] | None = None,
-        concept_weights: NDArray[np.float32] | None = None,
-    ) -> TopK:
-        """Top-K of each history; arguments and result as in `pipeline.scorer.Scorer`."""
-        import torch
+def open_torchscript(path: Path, device: str) -> GraphScorer:
+    """Open a TorchScript file in torch."""
+    import torch
 
-        inputs = graph_inputs(self, histories, k, excluded, allowed, concept_weights)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda was asked for, but torch finds no CUDA device. "
+            "Run on a machine with a GPU and a CUDA build of torch, or choose --device cpu."
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch.jit; see docs/decisions.md
+        module: Any = torch.jit.load(path, map_location=device)
+
+    def run(inputs: Inputs) -> list[NDArray[Any]]:
         with torch.inference_mode():
-            outputs = self.module(*(torch.from_numpy(array).to(self.device) for array in inputs.values()))
-        return TopK(*(output.cpu().numpy() for output in outputs))
+            outputs = module(*(torch.from_numpy(array).to(device) for array in inputs.values()))
+        return [output.cpu().numpy() for output in outputs]
 
-
-def graph_inputs(
-    scorer: Scorer,
-    histories: Histories,
-    k: int,
-    excluded: Histories | None,
-    allowed: NDArray[np.bool_] | None,
-    concept_weights: NDArray[np.float32] | None,
-) -> dict[str, NDArray[Any]]:
-    """The arguments of `Scorer.__call__` as the arrays that the graph takes, in its order (see export/graph.py)."""
-    if allowed is None:
-        allowed = np.ones(scorer.n_items, dtype=np.bool_)
-    if concept_weights is None:
-        concept_weights = np.ones((len(histories), scorer.n_concepts), dtype=np.float32)
-    return {
-        "history_items": histories.items_N.astype(np.int64),
-        "history_offsets": histories.offsets,
-        "excluded": padded(excluded, len(histories), scorer.n_items),
-        "allowed": allowed,
-        "concept_weights": concept_weights,
-        "k": np.asarray(k, dtype=np.int64),
-    }
+    return GraphScorer(module.n_items, module.n_concepts, run)
 
 
 def padded(excluded: Histories | None, n_users: int, n_items: int) -> NDArray[np.int64]:

@@ -60,6 +60,12 @@ def model_weights(config: Config, n_items: int) -> dict[str, torch.Tensor]:
     return small_model(config.model, n_items).state_dict()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Small tensors gain nothing from threads, and test processes side by side would wait for each other's."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "checkpoint"

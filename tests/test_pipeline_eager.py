@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,6 @@ CONFIG = ModelConfig(n_concepts=N_CONCEPTS, embedding_size=6, encoder_hidden_siz
 WEIGHTS = reference.random_weights(CONFIG, N_ITEMS)
 HISTORIES = Histories.of([(), (7,), range(N_ITEMS), (0, 3, 11, 39), (5, 6)])
 CONCEPT_WEIGHTS = np.array([[1, 1, 1], [0, 1, 0], [0.25, 0, 2], [0, 0, 1], [3, 0.5, 0.125]], dtype=np.float32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and test processes side by side would wait for each other's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def scorer(config: ModelConfig = CONFIG, dtype: torch.dtype = torch.float32) -> EagerScorer:

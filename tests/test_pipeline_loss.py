@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,6 @@ N_CONCEPTS, N_USERS, N_ITEMS, SIZE = 2, 4, 7, 3
 HISTORIES = [[], [4], [6, 0, 3, 5, 1, 2, 4], [5, 1]]
 USERS_N = torch.tensor([user for user, history in enumerate(HISTORIES) for _ in history])
 ITEMS_N = torch.tensor([item for history in HISTORIES for item in history])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and test processes side by side would wait for each other's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def vectors(

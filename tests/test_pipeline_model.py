@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,15 +22,6 @@ from pipeline.model import Batch, Draws, MacridVAE
 N_ITEMS = 8
 HISTORIES = Histories.of([(), (3,), range(N_ITEMS), (0, 2, 5), (1, 6)])
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and test processes side by side would wait for each other's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small(**fields: object) -> ModelConfig:

@@ -26,15 +26,6 @@ N_ITEMS = N_BLOCKS * BLOCK
 NOBODY = HeldOut(Histories.of([]), Histories.of([]))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and test processes side by side would wait for each other's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def block_users() -> tuple[Histories, np.ndarray]:
     """User j of a block has all its items but the j-th: the histories, and the item withheld from each user."""
     withheld = np.arange(N_ITEMS)

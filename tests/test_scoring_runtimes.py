@@ -16,7 +16,7 @@ from pipeline.eager import EagerScorer
 from pipeline.errors import InputError
 from pipeline.histories import Histories
 from pipeline.scorer import Scorer, TopK
-from scoring.runtimes import OnnxScorer, TorchScriptScorer, open_scorer, padded, usable_device
+from scoring.runtimes import open_scorer, padded, usable_device
 
 CPU = ["eager", "onnx", "torchscript"]
 CUDA = [pytest.param(f"{name}-cuda", marks=pytest.mark.gpu) for name in CPU]
@@ -168,13 +168,13 @@ def test_cuda_without_cuda_is_an_error(bundle: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(InputError) as error:
-        TorchScriptScorer(bundle / "model.torchscript.pt", "cuda")
+        open_scorer(bundle, "torchscript", "cuda")
     assert str(error.value) == (
         "--device cuda was asked for, but torch finds no CUDA device. "
         "Run on a machine with a GPU and a CUDA build of torch, or choose --device cpu."
     )
     with pytest.raises(InputError) as error:
-        OnnxScorer(bundle / "model.onnx", "cuda")
+        open_scorer(bundle, "onnx", "cuda")
     assert str(error.value) == (
         "--device cuda was asked for, but ONNX Runtime can only offer CPUExecutionProvider. "
         "Run on a machine with a GPU and its CUDA libraries, or choose --device cpu."
