@@ -43,7 +43,7 @@ def all_histories(interactions: Path, checkpoint: Path, min_rating: float) -> Hi
 def compare(name: str, scorer: Scorer, model: EagerScorer, histories: Histories) -> None:
     """Print how far a format's top 100 of every user are from the eager model's."""
     same, within_ties, worst = 0, 0, 0.0
-    for users in batches(histories.lengths, 256):
+    for users in batches(histories.lengths, scorer.n_items):
         batch = histories.take(users)
         found, wanted = scorer(batch, K, excluded=batch), model(batch, K + 50, excluded=batch)
         for row in range(len(users)):

@@ -35,7 +35,6 @@ def evaluate(
     targets: Histories,
     *,
     cutoffs: Mapping[str, Sequence[int]] = CUTOFFS,
-    batch_users: int = 512,
 ) -> dict[str, Measure]:
     """Every metric at each of its cutoffs, averaged over users, with its confidence interval.
 
@@ -44,7 +43,6 @@ def evaluate(
         histories: U fold-in sets; an empty one is legal.
         targets: the same U users' withheld items, at least one each, none of them in the user's history.
         cutoffs: names of `metrics.PER_USER` or `coverage`, each with the list lengths to measure at.
-        batch_users: users per call of the scorer, at most.
 
     Returns:
         `<name>@<cutoff>` to its measure, in the order of `cutoffs`.
@@ -58,7 +56,7 @@ def evaluate(
     longest = max(k for ks in cutoffs.values() for k in ks)
     values = {f"{name}@{k}": np.empty(len(targets)) for name, ks in user_cutoffs.items() for k in ks}
     top_UK = np.empty((len(targets), max(cutoffs.get("coverage", ()), default=0)), dtype=np.int32)
-    for users_B, top_BK in _rankings(scorer, histories, longest, batch_users):
+    for users_B, top_BK in _rankings(scorer, histories, longest):
         top_UK[users_B] = top_BK[:, : top_UK.shape[1]]
         for name, value_B in per_user(top_BK, targets.take(users_B), user_cutoffs).items():
             values[name][users_B] = value_B
@@ -67,22 +65,18 @@ def evaluate(
     return {name: measures[name] for name in names}
 
 
-def mean_ndcg(
-    scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100, batch_users: int = 512
-) -> float:
+def mean_ndcg(scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> float:
     """Mean NDCG@k over users and nothing else: for comparing epochs. Arguments and errors as in `evaluate`."""
     _check(scorer, histories, targets)
     ndcg_U = np.empty(len(targets))
-    for users_B, top_Bk in _rankings(scorer, histories, k, batch_users):
+    for users_B, top_Bk in _rankings(scorer, histories, k):
         ndcg_U[users_B] = per_user(top_Bk, targets.take(users_B), {"ndcg": (k,)})[f"ndcg@{k}"]
     return float(ndcg_U.mean())
 
 
-def _rankings(
-    scorer: Scorer, histories: Histories, k: int, batch_users: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _rankings(scorer: Scorer, histories: Histories, k: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """The users of each batch and their k best unseen items, int64 [B, k]."""
-    for users_B in batches(histories.lengths, batch_users):
+    for users_B in batches(histories.lengths, scorer.n_items):
         batch = histories.take(users_B)
         yield users_B, scorer(batch, k, excluded=batch).items
 

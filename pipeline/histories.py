@@ -12,8 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+BATCH_USERS = 512
+"""Users of a batch, at most."""
+BATCH_SCORES = 2**25
+"""Users times catalogue of a batch of several users, at most: bounds a scorer's table of scores (128 MiB)."""
 PADDED_ITEMS = 2**17
-"""Most users times longest history of a batch of several users: bounds the memory of scorers that pad histories."""
+"""Users times longest history of a batch of several users, at most: bounds what a scorer pads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,16 +66,17 @@ class Histories:
         )
 
 
-def batches(lengths_U: NDArray[np.int64], batch_users: int) -> Iterator[NDArray[np.int64]]:
-    """Row numbers of every user once, shortest histories first, in batches of at most `batch_users`.
+def batches(lengths_U: NDArray[np.int64], n_items: int) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of every user once, shortest histories first, in batches that a scorer has the memory for.
 
-    Users times longest history is at most `PADDED_ITEMS`; a longer history is a batch of its own.
+    A batch keeps to `BATCH_USERS`, `BATCH_SCORES` and `PADDED_ITEMS`; one user alone is always a batch.
 
     Args:
         lengths_U: int64 [U] lengths of the histories.
-        batch_users: 1 or more.
+        n_items: size of the catalogue.
     """
     order_U = np.argsort(lengths_U, kind="stable")
+    batch_users = min(BATCH_USERS, max(1, BATCH_SCORES // n_items))
     start = 0
     while start < len(order_U):
         users_B = order_U[start : start + batch_users]

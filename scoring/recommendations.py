@@ -14,10 +14,6 @@ from pipeline.histories import Histories, batches
 from pipeline.scorer import Scorer
 from pipeline.vocabulary import Vocabulary
 
-BATCH_USERS = 512
-"""Users per call of the scorer, at most."""
-BATCH_SCORES = 2**25
-"""Users times catalogue per call of the scorer, at most (but one user at least); it binds above 65,536 items."""
 NO_CONCEPT = -1
 
 
@@ -80,8 +76,7 @@ def recommend(
     top.items_Uk[histories.lengths == 0] = fallback.items_Uk
     top.scores_Uk[histories.lengths == 0] = fallback.scores_Uk
     with_history = np.flatnonzero(histories.lengths)
-    batch_users = min(BATCH_USERS, max(1, BATCH_SCORES // scorer.n_items))
-    for rows_B in batches(histories.lengths[with_history], batch_users):
+    for rows_B in batches(histories.lengths[with_history], scorer.n_items):
         users_B = with_history[rows_B]
         batch = histories.take(users_B)
         found = scorer(batch, k, excluded=None if keep_seen else batch)

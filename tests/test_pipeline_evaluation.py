@@ -120,8 +120,14 @@ def test_batches_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> N
     assert [users for users, _ in scorer.calls] == [30]
     for batch_users in (1, 7, 29):
         scorer = KnownScorer(150)
-        assert evaluate(scorer, histories, targets, batch_users=batch_users) == whole
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.histories.BATCH_USERS", batch_users)
+            assert evaluate(scorer, histories, targets) == whole
         assert max(users for users, _ in scorer.calls) == batch_users
+    monkeypatch.setattr("pipeline.histories.BATCH_SCORES", 4 * 150 + 1)
+    scorer = KnownScorer(150)
+    assert evaluate(scorer, histories, targets) == whole
+    assert max(users for users, _ in scorer.calls) == 4
     monkeypatch.setattr("pipeline.histories.PADDED_ITEMS", 60)
     scorer = KnownScorer(150)
     assert evaluate(scorer, histories, targets) == whole
@@ -155,8 +161,7 @@ def test_mean_ndcg_is_the_evaluations() -> None:
     histories, targets = (Histories.of(h) for h in drawn_users(30, 150, 7))
     measures = evaluate(KnownScorer(150), histories, targets)
     scorer = KnownScorer(150)
-    assert mean_ndcg(scorer, histories, targets, batch_users=8) == pytest.approx(measures["ndcg@100"].mean, abs=1e-12)
-    assert max(users for users, _ in scorer.calls) == 8
+    assert mean_ndcg(scorer, histories, targets) == pytest.approx(measures["ndcg@100"].mean, abs=1e-12)
     assert mean_ndcg(scorer, histories, targets, k=10) == pytest.approx(measures["ndcg@10"].mean, abs=1e-12)
 
 
@@ -171,7 +176,8 @@ def test_measures_are_json() -> None:
 def test_batches_hold_every_user_once_within_bounds(lengths: list[int], batch_users: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.histories.PADDED_ITEMS", 100)
-        parts = [part.tolist() for part in batches(np.array(lengths, dtype=np.int64), batch_users)]
+        patch.setattr("pipeline.histories.BATCH_USERS", batch_users)
+        parts = [part.tolist() for part in batches(np.array(lengths, dtype=np.int64), 9)]
     users = [user for part in parts for user in part]
     assert users == sorted(range(len(lengths)), key=lengths.__getitem__)
     for part in parts:
@@ -183,7 +189,7 @@ def test_batches_hold_every_user_once_within_bounds(lengths: list[int], batch_us
 
 def test_one_huge_history_is_a_batch_of_its_own() -> None:
     lengths = np.array([10, 1_000_000, 0, 10])
-    assert [part.tolist() for part in batches(lengths, 512)] == [[2, 0, 3], [1]]
+    assert [part.tolist() for part in batches(lengths, 9)] == [[2, 0, 3], [1]]
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts (`SMALL_PARTS` of 120 users), many blocks, many batches, from little input."""
     monkeypatch.setattr("pipeline.buckets.ROWS_PER_BUCKET", 100)
     monkeypatch.setattr("scoring.job.BLOCK_PLACES", 60)
-    monkeypatch.setattr("scoring.recommendations.BATCH_USERS", 3)
+    monkeypatch.setattr("pipeline.histories.BATCH_USERS", 3)
 
 
 @pytest.mark.parametrize("layout", ["long", "nested"])
@@ -281,7 +281,7 @@ def test_many_parts_blocks_and_batches_give_the_same_rows(tmp_path: Path, bundle
 
 def test_a_wide_catalogue_makes_small_batches(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     users, scorer = drawn_users(30), KnownScorer()
-    monkeypatch.setattr("scoring.recommendations.BATCH_SCORES", 5 * N_ITEMS + 1)
+    monkeypatch.setattr("pipeline.histories.BATCH_SCORES", 5 * N_ITEMS + 1)
     score(bundle, scorer, write_histories(tmp_path / "users.parquet", users), tmp_path / "run", Options(k=3))
     assert max(scorer.batches) == 5
 
