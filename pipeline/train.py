@@ -24,7 +24,7 @@ from pipeline.eager import EagerScorer, to_batch
 from pipeline.errors import InputError, JobError
 from pipeline.evaluation import evaluate, mean_ndcg
 from pipeline.histories import Histories
-from pipeline.model import MacridVAE
+from pipeline.model import Batch, MacridVAE
 from pipeline.publish import check_directory, scratch_directory
 from pipeline.split import HeldOut
 
@@ -83,13 +83,7 @@ def fit(
         for rows in np.array_split(order.permutation(len(users)), n_batches):
             step += 1
             kl_weight = annealed(training, step, n_batches)
-            batch = to_batch(users.take(rows), device)
-            terms = model(batch, model.draw(batch, generator))
-            loss = terms.reconstruction + kl_weight * terms.kl + l2_penalty(model, training)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            values = torch.stack([loss.detach(), terms.reconstruction.detach(), terms.kl.detach()]).double().tolist()
+            values = _step(model, optimizer, to_batch(users.take(rows), device), generator, kl_weight, training)
             if not np.isfinite(values[0]):
                 raise JobError(
                     f"The loss of step {step} (epoch {epoch}) is {values[0]}. "
@@ -136,6 +130,24 @@ def l2_penalty(model: MacridVAE, training: TrainingConfig) -> Tensor | float:
         weights = (p for name, p in model.encoder.named_parameters() if name.endswith("weight"))
         penalty = penalty + encoder * sum(weight.square().sum() for weight in weights)
     return penalty
+
+
+def _step(
+    model: MacridVAE,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    generator: torch.Generator,
+    kl_weight: float,
+    training: TrainingConfig,
+) -> list[float]:
+    """One update; what was optimised, and its reconstruction and KL terms."""
+    terms = model(batch, model.draw(batch, generator))
+    loss = terms.reconstruction + kl_weight * terms.kl + l2_penalty(model, training)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    values: list[float] = torch.stack([loss, terms.reconstruction, terms.kl]).detach().double().tolist()
+    return values
 
 
 def _copy(model: MacridVAE) -> dict[str, Tensor]:

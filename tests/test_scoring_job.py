@@ -672,14 +672,16 @@ def test_killed_anywhere_a_reader_finds_the_old_run_or_the_new_one(
         time.sleep(n_lines % 4 / 200)
         process.send_signal(end)
         progress += process.stdout.readlines()
-    assert process.returncode == -end
+    # A KeyboardInterrupt inside shutil.rmtree closes a descriptor twice; that OSError ends Python 3.11, mid-removal.
+    in_rmtree = end == signal.SIGINT and process.returncode == 1
+    assert process.returncode == -end or in_rmtree
     assert len(progress) >= n_lines
     n_finished, last_line = divmod(len(progress) - 1, LOOP_PARTS + 1)
     made = [FIRST_K, *islice(cycle(LOOP_KS), n_finished + 1)]
     possible = made[-2:] if last_line == LOOP_PARTS else made[-2:-1]
     assert contents(folder / "run") in [runs[k] for k in possible]
     hidden = [path.name for path in folder.iterdir() if path.name.startswith(".")]
-    assert hidden == [] or end == signal.SIGKILL
+    assert hidden == [] or end == signal.SIGKILL or in_rmtree
     loop_once(folder, FIRST_K)
     assert contents(folder / "run") == runs[FIRST_K]
     assert sorted(path.name for path in folder.iterdir()) == ["bundle", "run", "users.parquet"]
