@@ -196,7 +196,7 @@ def test_a_loop_stopped_at_any_moment_leaves_a_whole_version(
             time.sleep(0.03 * pause.random())
             process.send_signal(sent)
             _, err = process.communicate(timeout=60)
-        # A KeyboardInterrupt inside shutil.rmtree closes a descriptor twice, and the OSError of that is what ends Python 3.11.
+        # A KeyboardInterrupt inside shutil.rmtree closes a descriptor twice; that OSError ends Python 3.11.
         assert process.returncode == -sent or (process.returncode == 1 and "KeyboardInterrupt" in err), err
         assert (read_version(path) or 0) >= 2
     write_version(path, 7)
