@@ -9,6 +9,7 @@ metrics.jsonl         one line per epoch
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,8 +103,10 @@ def write_checkpoint(
     weights = {name: weight.detach().to("cpu", torch.float32).contiguous() for name, weight in weights.items()}
     check_weights(weights, len(vocabulary), config, str(path))
     with publish_directory(path) as folder:
-        save_file(weights, folder / "weights.safetensors")
         vocabulary.write(folder / "items.parquet")
+        save_file(weights, folder / "weights.safetensors")
+        # safetensors makes it readable by its owner alone; whoever exports may be somebody else.
+        shutil.copymode(folder / "items.parquet", folder / "weights.safetensors")
         _write_histories(folder / "histories.parquet", training, validation, test)
         (folder / "metrics.jsonl").write_text(metrics_lines, encoding="utf-8")
         manifest = CheckpointManifest(

@@ -306,3 +306,8 @@ def test_folders_that_are_not_ours_are_not_replaced(tmp_path: Path) -> None:
 def test_the_manifest_can_be_read_without_the_weights(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint")
     assert read_manifest(tmp_path / "checkpoint", CheckpointManifest).config == CONFIG
+
+
+def test_every_file_may_be_read_by_the_same_people(tmp_path: Path) -> None:
+    write(tmp_path / "checkpoint")
+    assert len({file.stat().st_mode for file in (tmp_path / "checkpoint").iterdir()}) == 1
