@@ -22,7 +22,7 @@ class Shown:
     def __init__(self, what: str) -> None:
         self.what = what
         self._console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn())
         self._bar = Progress(
             *columns,
             TextColumn("{task.fields[note]}"),
@@ -86,7 +86,7 @@ class TrainingProgress(Shown):
     def epoch(self, epoch: Epoch) -> None:
         """After every epoch."""
         if epoch.validation_ndcg_100 is not None:
-            self._best = f", NDCG@100 {epoch.validation_ndcg_100:.4f}, best epoch {epoch.best_epoch}"
+            self._best = f", NDCG@100 {epoch.validation_ndcg_100:.4f} (best: {epoch.best_epoch})"
 
 
 class ScoringProgress(Shown):
