@@ -61,7 +61,7 @@ class ModelConfig(Section):
     """Macro concepts; K in the paper."""
     embedding_size: PositiveInt = 100
     """Dimensions of an item, a prototype and one concept of a user; d in the paper."""
-    encoder_hidden_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [600]
+    encoder_hidden_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [100]
     """Widths of the encoder's hidden layers, first to last."""
     temperature: Annotated[float, Field(ge=0.025)] = 0.1
     """Divides every cosine; tau in the paper. Far below 0.025, sums of exp(1 / temperature) leave float32."""

@@ -79,7 +79,8 @@ CONFIG = f"""\
 [data]
 input = "interactions.parquet"
 items = "items.parquet"
-validation = 300
+# No epoch is chosen by validation: concepts go on separating after ranking has stopped to improve.
+validation = 0
 test = 300
 
 [model]
@@ -87,13 +88,13 @@ n_concepts = {len(CATEGORIES)}
 embedding_size = 32
 encoder_hidden_sizes = [64]
 temperature = 0.33
+prior_std = 0.3
 history_norm = "history"
 
 [training]
-epochs = 40
+epochs = 30
 train_batch_size = 100
-learning_rate = 3e-3
-stopping_step = 10
+learning_rate = 1e-3
 """
 
 

@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     workspace = tmp_path_factory.mktemp("finished")
     write_demo(workspace)
     config = workspace / "pipeline.toml"
-    config.write_text(config.read_text().replace("epochs = 40", "epochs = 3"))
+    config.write_text(config.read_text().replace("epochs = 30", "epochs = 3"))
     seconds = {}
     for output in COMMANDS:
         started = time.monotonic()

@@ -50,7 +50,7 @@ def test_options_named_exist() -> None:
 
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Trained for two epochs only: what is printed, not how good it is."""
-    shorter = pipeline.demo_data.CONFIG.replace("epochs = 40", "epochs = 2")
+    shorter = pipeline.demo_data.CONFIG.replace("epochs = 30", "epochs = 2")
     monkeypatch.setattr(pipeline.demo_data, "CONFIG", shorter)
     run_demo(tmp_path / "demo")
     printed = capfd.readouterr().out
