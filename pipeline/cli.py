@@ -177,9 +177,9 @@ def score(
     from pipeline.report import print_facts
     from scoring.job import score
     from scoring.run import Options
-    from scoring.runtimes import open_scorer, usable_device
+    from scoring.runtimes import open_scorer, scoring_device
 
-    where = usable_device(form) if device == "auto" else device
+    where = scoring_device(form, device)
     options = Options.model_validate({"format": form, "device": where, **chosen})
     opened = read_bundle(bundle)
     with ScoringProgress() as show:
@@ -195,10 +195,10 @@ def _open_model(path: Path, form: str, device: str) -> Any:
 
     if directory_kind(path) == "bundle":
         from export.bundle import read_bundle
-        from scoring.runtimes import open_scorer, usable_device
+        from scoring.runtimes import open_scorer, scoring_device
 
-        where = usable_device(form) if device == "auto" else device
-        return open_scorer(path, form, where), read_bundle(path).vocabulary, None, {}
+        bundle = read_bundle(path)  # verifies every file, so before the graph is opened
+        return open_scorer(path, form, scoring_device(form, device)), bundle.vocabulary, None, {}
     from pipeline.checkpoint import read_checkpoint
     from pipeline.eager import EagerScorer
     from pipeline.train import training_device

@@ -45,8 +45,10 @@ def open_scorer(directory: Path, form: str, device: str) -> Scorer:
     return open_onnx(path, device) if form == "onnx" else open_torchscript(path, device)
 
 
-def usable_device(form: str) -> str:
-    """The best device: cuda where the format's runtime can use one, else cpu."""
+def scoring_device(form: str, wanted: str) -> str:
+    """The device to score on: auto takes CUDA where the format's runtime can use it."""
+    if wanted != "auto":
+        return wanted
     if form == "onnx":
         import onnxruntime
 

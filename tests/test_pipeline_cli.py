@@ -186,12 +186,14 @@ def test_all_problems_of_a_config_at_once(tmp_path: Path) -> None:
 def test_a_bundle_changed_after_export_is_refused(bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
-    content = bytearray((copy / "model.onnx").read_bytes())
-    content[-1] ^= 1
-    (copy / "model.onnx").write_bytes(content)
+    graph = copy / "model.onnx"
+    graph.write_bytes(b"?" * graph.stat().st_size)  # no runtime would open it: refused before one tries
     pl.DataFrame({"user_id": [1], "history": [["item-001"]]}).write_parquet(tmp_path / "users.parquet")
     command = ["score", "--bundle", str(copy), "--input", str(tmp_path / "users.parquet")]
-    assert refused(2, *command, "--output", str(tmp_path / "run")) == (
+    users = str(tmp_path / "users.parquet")
+    scored = refused(2, *command, "--output", str(tmp_path / "run"))
+    assert scored == refused(2, "evaluate", "--model", str(copy), "--history", users, "--truth", users)
+    assert scored == (
         f"Error: {copy / 'model.onnx'} has changed since it was written (its SHA-256 differs). "
         "Write the bundle again.\n"
     )

@@ -16,7 +16,7 @@ from pipeline.eager import EagerScorer
 from pipeline.errors import InputError
 from pipeline.histories import Histories
 from pipeline.scorer import Scorer, TopK
-from scoring.runtimes import open_scorer, padded, usable_device
+from scoring.runtimes import open_scorer, padded, scoring_device
 
 CPU = ["eager", "onnx", "torchscript"]
 CUDA = [pytest.param(f"{name}-cuda", marks=pytest.mark.gpu) for name in CPU]
@@ -179,7 +179,8 @@ def test_cuda_without_cuda_is_an_error(bundle: Path) -> None:
         "--device cuda was asked for, but ONNX Runtime can only offer CPUExecutionProvider. "
         "Run on a machine with a GPU and its CUDA libraries, or choose --device cpu."
     )
-    assert usable_device("onnx") == usable_device("torchscript") == "cpu"
+    assert scoring_device("onnx", "auto") == scoring_device("torchscript", "auto") == "cpu"
+    assert scoring_device("onnx", "cuda") == "cuda"
 
 
 def test_a_format_that_the_bundle_lacks(tmp_path: Path) -> None:
