@@ -68,9 +68,19 @@ def demo(workspace: Path) -> None:
 @click.option("--config", type=FILE, help="TOML file.  [default: pipeline.toml if there is one, else the defaults]")
 @click.option("--input", "interactions", help="Parquet file, directory or glob.  [default: input of [data]]")
 @click.option("--output", type=FOLDER, default=Path("checkpoint"), show_default=True, help="Checkpoint to write.")
+@click.option("--resume", is_flag=True, help="Go on where a stopped run of the same config and data was, if one was.")
+@click.option("--tensorboard", type=FOLDER, help="Folder for TensorBoard's event files.")
 @device_option
 @json_option
-def train(config: Path | None, interactions: str | None, output: Path, device: str, as_json: bool) -> None:
+def train(
+    config: Path | None,
+    interactions: str | None,
+    output: Path,
+    resume: bool,
+    tensorboard: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Train a model on interactions and write a checkpoint."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable products; CUDA reads it when it starts
     from pipeline.config import workspace_config
@@ -79,8 +89,18 @@ def train(config: Path | None, interactions: str | None, output: Path, device: s
     from pipeline.train import train, training_device
 
     settings = workspace_config(config, interactions)
-    with TrainingProgress(settings.training.epochs) as show:
-        manifest = train(settings, output, training_device(device), show.data, show.step, show.epoch)
+    with TrainingProgress(settings.training.epochs, tensorboard) as show:
+        manifest = train(
+            settings,
+            output,
+            training_device(device),
+            resume=resume,
+            on_data=show.data,
+            on_step=show.step,
+            on_epoch=show.epoch,
+        )
+    if manifest is None:  # the first worker reports
+        return
     facts = {
         "checkpoint": output,
         "best_epoch": manifest.best_epoch,

@@ -113,6 +113,7 @@ class MacridVAE(nn.Module):
         self.item_embedding = nn.Parameter(torch.empty(n_items, config.embedding_size))
         self.prototypes = nn.Parameter(torch.empty(config.n_concepts, config.embedding_size))
         self.encoder = Encoder(n_items, config)
+        self.product_dtype: torch.dtype | None = None
 
     @property
     def n_items(self) -> int:
@@ -169,7 +170,13 @@ class MacridVAE(nn.Module):
         std_CBD = self.config.prior_std * torch.exp(-v_CBD / 2)
         z_CBD = F.normalize(mean_CBD + std_CBD * draws.normal_CBD, dim=-1)
         loss_B = catalogue_loss(
-            z_CBD, self.items(), assignment_IC.T.contiguous(), batch.users_N, batch.items_N, self.config.temperature
+            z_CBD,
+            self.items(),
+            assignment_IC.T.contiguous(),
+            batch.users_N,
+            batch.items_N,
+            self.config.temperature,
+            self.product_dtype,
         )
         kl_CB = ((torch.exp(-v_CBD) + v_CBD - 1) / 2).sum(dim=-1)
         return Loss(loss_B.mean(), kl_CB.sum(dim=0).mean())

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from pipeline.errors import InputError
+
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from pipeline.dataset import Dataset
-    from pipeline.train import Epoch
+    from pipeline.fitting import Epoch
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -35,7 +41,6 @@ class Shown:
         self._next_line = self._started + SECONDS_BETWEEN_LINES
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(
@@ -50,6 +55,7 @@ class Shown:
 
     def update(self, share: float, note: str) -> None:
         """Show the share of the job that is done, 0 to 1."""
+        self._bar.start()
         self._bar.update(self._task, completed=share, note=note)
         if not self._console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
@@ -62,12 +68,21 @@ class Shown:
 
 
 class TrainingProgress(Shown):
-    """Training: `data`, `step` and `epoch` are what `pipeline.train.train` calls."""
+    """Training: `data`, `step` and `epoch` are what `pipeline.train.train` calls.
 
-    def __init__(self, epochs: int) -> None:
+    Args:
+        epochs: how many there are at most.
+        tensorboard: a folder for TensorBoard's event files, a point per epoch. None: none are written.
+
+    Raises:
+        InputError: TensorBoard was asked for and is not installed.
+    """
+
+    def __init__(self, epochs: int, tensorboard: Path | None = None) -> None:
         super().__init__("training")
-        self._epochs, self._users, self._done, self._best = epochs, 0, 0, ""
+        self._epochs, self._users, self._done, self._seen, self._best = epochs, 0, 0, 0, ""
         self._trained_from = self._started
+        self._writer = _tensorboard(tensorboard) if tensorboard else None
 
     def data(self, data: Dataset) -> None:
         """Once the interactions are read."""
@@ -79,14 +94,29 @@ class TrainingProgress(Shown):
     def step(self, epoch: int, n_users: int, loss: float) -> None:
         """After every step."""
         self._done += n_users
-        speed = self._done / max(time.monotonic() - self._trained_from, 1e-9)
+        self._seen += n_users
+        speed = self._seen / max(time.monotonic() - self._trained_from, 1e-9)
         note = f"epoch {epoch}, loss {loss:.2f}, {speed:,.0f} users/s{self._best}"
         self.update(self._done / (self._users * self._epochs), note)
 
     def epoch(self, epoch: Epoch) -> None:
-        """After every epoch."""
+        """After every epoch, also those that a resumed run had done before."""
+        self._done = epoch.epoch * self._users
         if epoch.validation_ndcg_100 is not None:
             self._best = f", NDCG@100 {epoch.validation_ndcg_100:.4f} (best: {epoch.best_epoch})"
+        if self._writer is not None:
+            for name, value in asdict(epoch).items():
+                if name != "epoch" and value is not None:
+                    self._writer.add_scalar(name, value, epoch.epoch)
+            self._writer.flush()
+
+
+def _tensorboard(folder: Path) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs TensorBoard. Install it: pip install 'macrid[tensorboard]'.") from None
+    return SummaryWriter(str(folder))
 
 
 class ScoringProgress(Shown):

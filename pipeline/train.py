@@ -1,200 +1,94 @@
-"""Training: Adam on the negative evidence lower bound; the epoch with the best validation NDCG@100 wins.
+"""Training: interactions to checkpoint. Read, split, fit, test, publish.
 
-Everything random (first weights, order of users, dropout, noise) comes from one generator per device, seeded by the
-config: on a CPU the same config, data and number of threads give the same bits.
+While it runs, `NAME.metrics.jsonl` beside the output grows by a line per epoch, and `NAME.training.pt` holds the state
+of a recent epoch, from which `--resume` goes on; both as a whole or not at all.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from pipeline import workers
 from pipeline.checkpoint import CheckpointManifest, write_checkpoint
-from pipeline.config import Config, TrainingConfig
+from pipeline.config import Config
 from pipeline.dataset import Dataset, load_dataset
-from pipeline.eager import EagerScorer, to_batch
-from pipeline.errors import InputError, JobError
-from pipeline.evaluation import evaluate, mean_ndcg
-from pipeline.histories import Histories
-from pipeline.model import Batch, MacridVAE
-from pipeline.publish import check_directory, scratch_directory
-from pipeline.split import HeldOut
+from pipeline.eager import EagerScorer
+from pipeline.errors import InputError
+from pipeline.evaluation import evaluate
+from pipeline.fitting import Epoch, Fitting, OnStep
+from pipeline.model import MacridVAE
+from pipeline.publish import check_directory, publish_file, scratch_directory
 
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the training users gave; one line of `metrics.jsonl`."""
-
-    epoch: int
-    loss: float
-    """Mean over users of reconstruction + kl_weight * kl + l2, as optimised."""
-    reconstruction: float
-    kl: float
-    kl_weight: float
-    """Of the epoch's last step."""
-    validation_ndcg_100: float | None
-    """None without validation users."""
-    best_epoch: int
-    seconds: float
-    """Training and validation."""
-    users_per_second: float
-    """Training alone."""
-
-
-def fit(
-    model: MacridVAE,
-    users: Histories,
-    validation: HeldOut,
-    config: Config,
-    *,
-    on_step: Callable[[int, int, float], None] | None = None,
-) -> Iterator[Epoch]:
-    """Train the model in place, an epoch per item; once the iterator is exhausted, the model holds its best epoch.
-
-    Args:
-        model: on its device; its weights are drawn anew.
-        users: one history per training user.
-        validation: held-out users that choose the epoch; if there are none, the last epoch is kept.
-        config: `training` is used, and `model.dropout` and the like by the model itself.
-        on_step: called after every step with the epoch, the number of users it saw, and their mean loss.
-
-    Raises:
-        JobError: the loss is no longer finite.
-    """
-    training = config.training
-    device = model.item_embedding.device
-    generator = torch.Generator(device).manual_seed(training.seed)
-    order = np.random.default_rng(training.seed)
-    model.initialise(generator)
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
-    n_batches = -(-len(users) // training.train_batch_size)
-    step, best_epoch, best_ndcg, best_weights = 0, 0, -1.0, _copy(model)
-    for epoch in range(1, training.epochs + 1):
-        started = time.perf_counter()
-        sums, kl_weight = np.zeros(3), 0.0
-        for rows in np.array_split(order.permutation(len(users)), n_batches):
-            step += 1
-            kl_weight = annealed(training, step, n_batches)
-            values = _step(model, optimizer, to_batch(users.take(rows), device), generator, kl_weight, training)
-            if not np.isfinite(values[0]):
-                raise JobError(
-                    f"The loss of step {step} (epoch {epoch}) is {values[0]}. "
-                    "Lower training.learning_rate or raise model.temperature."
-                )
-            sums += np.multiply(values, len(rows))
-            if on_step is not None:
-                on_step(epoch, len(rows), values[0])
-        if not all(torch.isfinite(weight).all() for weight in model.parameters()):
-            raise JobError(f"Weights are no longer finite after epoch {epoch}. Lower training.learning_rate.")
-        trained = time.perf_counter()
-        ndcg = mean_ndcg(EagerScorer(model), validation.histories, validation.targets) if len(validation) else None
-        if ndcg is None or ndcg > best_ndcg:
-            best_epoch, best_ndcg, best_weights = epoch, ndcg or 0.0, _copy(model)
-        yield Epoch(
-            epoch=epoch,
-            loss=float(sums[0] / len(users)),
-            reconstruction=float(sums[1] / len(users)),
-            kl=float(sums[2] / len(users)),
-            kl_weight=kl_weight,
-            validation_ndcg_100=ndcg,
-            best_epoch=best_epoch,
-            seconds=time.perf_counter() - started,
-            users_per_second=len(users) / (trained - started),
-        )
-        if epoch - best_epoch >= training.stopping_step:
-            break
-    model.load_state_dict(best_weights)
-
-
-def annealed(training: TrainingConfig, step: int, n_batches: int) -> float:
-    """Weight of the KL term at a step (counted from 1): it grows by 1 / kl_anneal_steps a step up to kl_weight."""
-    anneal_steps = 5 * n_batches if training.kl_anneal_steps == "5-epochs" else training.kl_anneal_steps
-    return min(training.kl_weight, step / anneal_steps) if anneal_steps else training.kl_weight
-
-
-def l2_penalty(model: MacridVAE, training: TrainingConfig) -> Tensor | float:
-    """Sum of w^2 of item and prototype vectors, and of encoder weights (not biases), each times its weight."""
-    tables, encoder = training.l2_weights
-    penalty: Tensor | float = 0.0
-    if tables:
-        penalty = penalty + tables * (model.item_embedding.square().sum() + model.prototypes.square().sum())
-    if encoder:
-        weights = (p for name, p in model.encoder.named_parameters() if name.endswith("weight"))
-        penalty = penalty + encoder * sum(weight.square().sum() for weight in weights)
-    return penalty
-
-
-def _step(
-    model: MacridVAE,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    generator: torch.Generator,
-    kl_weight: float,
-    training: TrainingConfig,
-) -> list[float]:
-    """One update; what was optimised, and its reconstruction and KL terms."""
-    terms = model(batch, model.draw(batch, generator))
-    loss = terms.reconstruction + kl_weight * terms.kl + l2_penalty(model, training)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    values: list[float] = torch.stack([loss, terms.reconstruction, terms.kl]).detach().double().tolist()
-    return values
-
-
-def _copy(model: MacridVAE) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+SAVING_SHARE = 0.05
+"""At most about this share of the time goes into saving states."""
 
 
 def train(
     config: Config,
     output: Path,
     device: str,
+    *,
+    resume: bool = False,
     on_data: Callable[[Dataset], None] | None = None,
-    on_step: Callable[[int, int, float], None] | None = None,
+    on_step: OnStep | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
-) -> CheckpointManifest:
-    """Interactions to checkpoint: read, split, fit, test, publish.
+) -> CheckpointManifest | None:
+    """Train a model on what the config names.
 
     Args:
         config: everything that decides the result.
-        output: the checkpoint's folder, replaced at the very end; beside it, `NAME.metrics.jsonl` grows by a line per
-            epoch meanwhile.
+        output: the checkpoint's folder, replaced at the very end.
         device: cpu or cuda.
+        resume: go on from the state that a stopped run of the same config and data left; without one, begin.
         on_data: called once the data are read.
-        on_step: see `fit`.
-        on_epoch: called after every epoch.
+        on_step: see `Fitting.epochs`.
+        on_epoch: called after every epoch; when resuming, first once for each epoch that is done.
+
+    Returns:
+        What was published; None in every worker but the first.
 
     Raises:
-        InputError: the input, the config or `output` cannot be used.
+        InputError: the input, the config or `output` cannot be used, or the state is of another run.
         JobError: the loss is no longer finite, or the disk is full.
     """
     check_directory(output)
-    log = output.with_name(f"{output.name}.metrics.jsonl")
-    with scratch_directory(output) as scratch, _deterministic(device):
+    with workers.joined(device), scratch_directory(output) as scratch, _deterministic(device):
+        if workers.rank():
+            on_data = on_step = on_epoch = None  # the first worker speaks
         data = load_dataset(config.data, scratch)
         if on_data is not None:
             on_data(data)
         with torch.device("meta"):
             model = MacridVAE(len(data.vocabulary), config.model)
         model.to_empty(device=device)
-        best_epoch = 0
-        with log.open("w", encoding="utf-8") as lines:
-            for epoch in fit(model, data.train, data.validation, config, on_step=on_step):
-                best_epoch = epoch.best_epoch
-                print(json.dumps(asdict(epoch)), file=lines, flush=True)
+        fitting = Fitting(model, data.train, data.validation, config)
+        saved = _Saved(output, config, data)
+        epochs = saved.load(fitting) if resume else []
+        with saved.log(epochs) as write_line:
+            for epoch in epochs:
                 if on_epoch is not None:
                     on_epoch(epoch)
+            for epoch in fitting.epochs(on_step):
+                epochs.append(epoch)
+                write_line(epoch)
+                saved.save_in_time(fitting, epochs)
+                if on_epoch is not None:
+                    on_epoch(epoch)
+        if workers.rank():
+            return None
         measured = evaluate(EagerScorer(model), data.test.histories, data.test.targets) if len(data.test) else {}
-        return write_checkpoint(
+        manifest = write_checkpoint(
             output,
             config=config,
             vocabulary=data.vocabulary,
@@ -203,10 +97,98 @@ def train(
             validation=data.validation,
             test=data.test,
             counts=data.counts,
-            best_epoch=best_epoch,
+            best_epoch=fitting.best_epoch,
             metrics=measured,
-            metrics_lines=log.read_text(encoding="utf-8"),
+            metrics_lines="".join(_line(epoch) for epoch in epochs),
         )
+        saved.path.unlink(missing_ok=True)
+        return manifest
+
+
+class _Saved:
+    """The state file of one training run, and its log of epochs; the first worker writes both."""
+
+    def __init__(self, output: Path, config: Config, data: Dataset) -> None:
+        self.path = output.with_name(f"{output.name}.training.pt")
+        self._log = output.with_name(f"{output.name}.metrics.jsonl")
+        self._config, self._data = _fields(config), _digest(data)
+        self._saved_at, self._seconds = time.monotonic(), 0.0
+
+    def load(self, fitting: Fitting) -> list[Epoch]:
+        """Continue the fitting from the file, if there is one; the epochs done so far."""
+        if not self.path.is_file():
+            return []
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            before, data, epochs = state["config"], state["data"], [Epoch(**epoch) for epoch in state["epochs"]]
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+            raise InputError(f"{self.path} is not a state of training: {error}. Train anew without --resume.") from None
+        changed = [
+            f"{name} was {before.get(name)!r} and is {now!r}"
+            for name, now in self._config.items()
+            if before.get(name) != now
+        ]
+        if data != self._data:
+            changed.append("the interactions are others")
+        if changed:
+            raise InputError(
+                f"{self.path} was left by another run: {'; '.join(changed)}. "
+                "Resume with what it was started with, or train anew without --resume."
+            )
+        fitting.load_state_dict(state["fitting"])
+        return epochs
+
+    def save_in_time(self, fitting: Fitting, epochs: list[Epoch]) -> None:
+        """Save the state, unless the last time was too recent for what saving costs."""
+        now = time.monotonic()
+        if not workers.first_says(self._seconds <= SAVING_SHARE * (now - self._saved_at)):
+            return
+        state = {
+            "config": self._config,
+            "data": self._data,
+            "epochs": [asdict(epoch) for epoch in epochs],
+            "fitting": fitting.state_dict(),
+        }
+        if workers.rank() == 0:
+            publish_file(self.path, lambda file: torch.save(state, file))
+        self._saved_at = time.monotonic()
+        self._seconds = self._saved_at - now
+
+    @contextmanager
+    def log(self, epochs: list[Epoch]) -> Iterator[Callable[[Epoch], None]]:
+        """The log file, begun with these epochs."""
+        if workers.rank():
+            yield lambda _: None
+            return
+        with self._log.open("w", encoding="utf-8") as lines:
+            lines.writelines(map(_line, epochs))
+
+            def write_line(epoch: Epoch) -> None:
+                lines.write(_line(epoch))
+                lines.flush()
+
+            yield write_line
+
+
+def _line(epoch: Epoch) -> str:
+    return json.dumps(asdict(epoch)) + "\n"
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    """Every field by its dotted name."""
+    sections = config.model_dump(mode="json")
+    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+
+
+def _digest(data: Dataset) -> str:
+    """SHA-256 of the catalogue and of every history that training and validation see."""
+    items = io.BytesIO()
+    data.vocabulary.items.rechunk().write_parquet(items)
+    sha = hashlib.sha256(items.getvalue())
+    for histories in (data.train, data.validation.histories, data.validation.targets):
+        sha.update(histories.items_N.tobytes())
+        sha.update(histories.offsets.tobytes())
+    return sha.hexdigest()
 
 
 @contextmanager

@@ -224,7 +224,7 @@ def test_more_places_than_items(bundle: Path, tmp_path: Path) -> None:
 
 OPTIONS = {
     "demo": ["--workspace"],
-    "train": ["--config", "--input", "--output", "--device", "--json"],
+    "train": ["--config", "--input", "--output", "--resume", "--tensorboard", "--device", "--json"],
     "evaluate": ["--model", "--history", "--truth", "--format", "--device", "--json"],
     "export": ["--checkpoint", "--output", "--format", "--json"],
     "score": [

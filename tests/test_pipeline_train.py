@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,15 +15,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import pipeline.fitting
 import pipeline.train
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Config, DataConfig, ModelConfig, TrainingConfig
 from pipeline.eager import EagerScorer, to_batch
 from pipeline.errors import InputError, JobError
+from pipeline.fitting import Epoch, Fitting, kl_weight, l2_penalty, learning_rate
 from pipeline.histories import Histories
 from pipeline.model import MacridVAE
 from pipeline.split import HeldOut
-from pipeline.train import Epoch, annealed, fit, l2_penalty, train, training_device
+from pipeline.train import train, training_device
 
 N_BLOCKS, BLOCK = 4, 6
 N_ITEMS = N_BLOCKS * BLOCK
@@ -48,7 +54,7 @@ def config(**training: object) -> Config:
 def fitted(config: Config, validation: HeldOut = NOBODY) -> tuple[MacridVAE, list[Epoch], list[dict[str, Tensor]]]:
     """The fitted model, its epochs, and a copy of the weights as they were after each."""
     model, epochs, weights = MacridVAE(N_ITEMS, config.model), [], []
-    for epoch in fit(model, USERS, validation, config):
+    for epoch in Fitting(model, USERS, validation, config).epochs():
         epochs.append(epoch)
         weights.append({name: weight.clone() for name, weight in model.state_dict().items()})
     return model, epochs, weights
@@ -67,7 +73,7 @@ def scripted_ndcg(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Validation results to come, epoch by epoch, in place of measured ones."""
     results: list[float] = []
     upcoming: Iterator[float] = iter(results)
-    monkeypatch.setattr(pipeline.train, "mean_ndcg", lambda *_: next(upcoming))
+    monkeypatch.setattr(pipeline.fitting, "mean_ndcg", lambda *_: next(upcoming))
     return results
 
 
@@ -96,7 +102,7 @@ def test_fitting_leaves_the_global_generators_alone() -> None:
     settings = config(epochs=1)
     model = MacridVAE(N_ITEMS, settings.model)
     torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    list(fit(model, USERS, VALIDATION, settings))
+    list(Fitting(model, USERS, VALIDATION, settings).epochs())
     assert torch.equal(torch.random.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()
 
@@ -149,8 +155,8 @@ def test_without_validation_users_the_last_epoch_is_kept() -> None:
         ({"kl_anneal_steps": 200_000}, 10**6, 0.2),
     ],
 )
-def test_annealed(fields: dict[str, object], step: int, expected: float) -> None:
-    assert annealed(TrainingConfig(**fields), step, n_batches=10) == pytest.approx(expected, rel=1e-12)
+def test_kl_weight_grows_to_its_cap(fields: dict[str, object], step: int, expected: float) -> None:
+    assert kl_weight(TrainingConfig(**fields), step, n_batches=10) == pytest.approx(expected, rel=1e-12)
 
 
 def test_epochs_report_the_weight_of_their_last_step() -> None:
@@ -219,13 +225,39 @@ def test_on_step_sees_every_user_once_an_epoch() -> None:
     settings = config(epochs=2)
     steps: list[tuple[int, int, float]] = []
     model = MacridVAE(N_ITEMS, settings.model)
-    epochs = list(fit(model, USERS, NOBODY, settings, on_step=lambda *step: steps.append(step)))
+    epochs = list(Fitting(model, USERS, NOBODY, settings).epochs(lambda *step: steps.append(step)))
     assert [step[0] for step in steps] == [1] * 4 + [2] * 4
     assert max(step[1] for step in steps) <= 7
     for epoch in epochs:
         seen = [(n_users, loss) for number, n_users, loss in steps if number == epoch.epoch]
         assert sum(n_users for n_users, _ in seen) == N_ITEMS
         assert epoch.loss == pytest.approx(sum(n_users * loss for n_users, loss in seen) / N_ITEMS)
+
+
+def test_the_step_size_falls_along_half_a_cosine() -> None:
+    cosine = TrainingConfig(learning_rate=0.4, learning_rate_schedule="cosine", epochs=5)
+    steps = [learning_rate(cosine, step, n_batches=2) for step in (1, 6, 10)]
+    assert steps == pytest.approx([0.4, 0.2, 0.4 * (1 + math.cos(0.9 * math.pi)) / 2])
+    assert learning_rate(TrainingConfig(learning_rate=0.4), 6, n_batches=2) == 0.4
+
+
+def test_the_schedule_reaches_adam() -> None:
+    plain, _, _ = fitted(config())
+    cosine, _, _ = fitted(config(learning_rate_schedule="cosine"))
+    first, _, _ = fitted(config(epochs=1, train_batch_size=N_ITEMS))
+    same_first, _, _ = fitted(config(epochs=1, train_batch_size=N_ITEMS, learning_rate_schedule="cosine"))
+    assert not equal(plain.state_dict(), cosine.state_dict())
+    assert equal(first.state_dict(), same_first.state_dict())
+
+
+def test_the_average_of_the_weights_is_kept() -> None:
+    """One batch an epoch; the average starts at the first step's weights and keeps 0.75 of itself at later steps."""
+    plain = {"train_batch_size": N_ITEMS, "epochs": 3, "learning_rate": 0.05}
+    _, _, weights = fitted(config(**plain))
+    averaged, _, _ = fitted(config(**plain, weight_averaging=0.75))
+    for name, weight in averaged.state_dict().items():
+        first, second, third = (epoch[name] for epoch in weights)
+        torch.testing.assert_close(weight, 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third)
 
 
 def test_epochs_are_timed() -> None:
@@ -313,6 +345,7 @@ def test_a_failed_job_leaves_the_older_checkpoint_and_the_epochs_it_had(interact
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
         "checkpoint",
         "checkpoint.metrics.jsonl",
+        "checkpoint.training.pt",
         "interactions.parquet",
     ]
 
@@ -327,6 +360,148 @@ def test_a_job_on_the_cpu_admits_deterministic_operations_only(interactions: Con
     )
     assert during == [True] * 4
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"weight_averaging": 0.9, "learning_rate_schedule": "cosine", "precision": "bfloat16"}]
+)
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_resuming_gives_the_bits_of_an_uninterrupted_run(
+    interactions: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, fields: dict[str, object]
+) -> None:
+    settings = interactions.model_copy(update={"training": interactions.training.model_copy(update=fields)})
+    straight: list[Epoch] = []
+    whole = train(settings, tmp_path / "whole", "cpu", on_epoch=straight.append)
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.train, "SAVING_SHARE", math.inf)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "parts", "cpu", on_epoch=stop)
+    steps: list[int] = []
+    resumed: list[Epoch] = []
+    parts = train(
+        settings,
+        tmp_path / "parts",
+        "cpu",
+        resume=True,
+        on_step=lambda epoch, *_: steps.append(epoch),
+        on_epoch=resumed.append,
+    )
+    assert set(steps) == set(range(stop_after + 1, 5))  # what was done is not done again
+    assert untimed(resumed) == untimed(straight)
+    assert parts.files["weights.safetensors"] == whole.files["weights.safetensors"]
+    assert (parts.metrics, parts.best_epoch) == (whole.metrics, whole.best_epoch)
+    lines = (tmp_path / "parts.metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [asdict(epoch) for epoch in resumed]
+    assert not (tmp_path / "parts.training.pt").exists()
+
+
+def test_resuming_after_a_kill(interactions: Config, tmp_path: Path) -> None:
+    """SIGKILL while epochs run, twice; the third start finishes, with the weights of an uninterrupted run."""
+    settings = interactions.model_copy(update={"training": interactions.training.model_copy(update={"epochs": 300})})
+    (tmp_path / "config.toml").write_text(
+        f"[data]\ninput = {json.dumps(settings.data.input)}\nvalidation = 8\ntest = 12\n"
+        f"[model]\nn_concepts = {N_BLOCKS}\nembedding_size = 8\nencoder_hidden_sizes = [16]\n"
+        "[training]\nepochs = 300\nstopping_step = 300\ntrain_batch_size = 7\nlearning_rate = 0.01\n"
+    )
+    command = [sys.executable, "-m", "pipeline.cli", "train", "--config", "config.toml", "--resume", "--output"]
+    subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
+    log, state = tmp_path / "parts.metrics.jsonl", tmp_path / "parts.training.pt"
+    epochs_at_kill = []
+    for wanted in (40, 120):
+        process = subprocess.Popen([*command, "parts"], cwd=tmp_path, stdout=-1, stderr=-1, start_new_session=True)
+        while not (state.exists() and log.exists() and len(log.read_bytes().splitlines()) >= wanted):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        epochs_at_kill.append(len(torch.load(state, weights_only=True)["epochs"]))
+    assert 0 < epochs_at_kill[0] < epochs_at_kill[1] < 300
+    subprocess.run([*command, "parts"], cwd=tmp_path, check=True, capture_output=True)
+    whole, parts = (read_checkpoint(tmp_path / name).manifest for name in ("whole", "parts"))
+    assert parts.files["weights.safetensors"] == whole.files["weights.safetensors"]
+    assert (parts.metrics, parts.best_epoch) == (whole.metrics, whole.best_epoch)
+
+
+def stopped(config: Config, output: Path) -> Path:
+    """The state of a run that was stopped after its first epoch."""
+
+    def stop(_: Epoch) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, output, "cpu", on_epoch=stop)
+    return output.with_name(f"{output.name}.training.pt")
+
+
+def test_resuming_another_run_is_refused(interactions: Config, tmp_path: Path) -> None:
+    state = stopped(interactions, tmp_path / "checkpoint")
+    longer = interactions.training.model_copy(update={"epochs": 9})
+    with pytest.raises(InputError) as error:
+        train(interactions.model_copy(update={"training": longer}), tmp_path / "checkpoint", "cpu", resume=True)
+    assert str(error.value) == (
+        f"{state} was left by another run: training.epochs was 4 and is 9. "
+        "Resume with what it was started with, or train anew without --resume."
+    )
+    pl.read_parquet(interactions.data.input)[1:].write_parquet(interactions.data.input)
+    with pytest.raises(InputError) as error:
+        train(interactions, tmp_path / "checkpoint", "cpu", resume=True)
+    assert str(error.value) == (
+        f"{state} was left by another run: the interactions are others. "
+        "Resume with what it was started with, or train anew without --resume."
+    )
+
+
+def test_resuming_from_a_damaged_state_is_refused(interactions: Config, tmp_path: Path) -> None:
+    state = stopped(interactions, tmp_path / "checkpoint")
+    for content in (b"", b"not a state", state.read_bytes()[:5000]):
+        state.write_bytes(content)
+        with pytest.raises(InputError) as error:
+            train(interactions, tmp_path / "checkpoint", "cpu", resume=True)
+        assert str(error.value).startswith(f"{state} is not a state of training: ")
+        assert str(error.value).endswith(" Train anew without --resume.")
+    train(interactions, tmp_path / "checkpoint", "cpu")
+
+
+def test_two_workers_reach_the_loss_of_one(interactions: Config, tmp_path: Path) -> None:
+    """Without noise, two processes that share each batch take the steps of one."""
+    (tmp_path / "config.toml").write_text(
+        f"[data]\ninput = {json.dumps(interactions.data.input)}\nvalidation = 8\ntest = 12\n"
+        f"[model]\nn_concepts = {N_BLOCKS}\nembedding_size = 8\nencoder_hidden_sizes = [16]\n"
+        "gumbel = false\ndropout = 0.0\nprior_std = 1e-9\n"
+        "[training]\nepochs = 6\ntrain_batch_size = 7\nlearning_rate = 0.01\nl2_weights = [0.001, 0.002]\n"
+    )
+    arguments = ["-m", "pipeline.cli", "train", "--config", "config.toml", "--device", "cpu", "--json", "--output"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    runs = {"one": [sys.executable, *arguments, "one"], "two": [sys.executable, *torchrun, *arguments, "two"]}
+    printed = {}
+    for name, command in runs.items():
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        printed[name] = json.loads(done.stdout)  # one object: the first worker's
+    one, two = (read_checkpoint(tmp_path / name) for name in ("one", "two"))
+    losses = {
+        name: [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    }
+    np.testing.assert_allclose(losses["two"], losses["one"], rtol=1e-5)
+    assert losses["one"][-1] < 0.95 * losses["one"][0]
+    assert one.weights.keys() == two.weights.keys()
+    for name, weight in two.weights.items():
+        torch.testing.assert_close(weight, one.weights[name], rtol=1e-3, atol=1e-4)
+    assert printed["one"]["metrics"].keys() == printed["two"]["metrics"].keys()
+
+
+def test_more_workers_than_users_of_a_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.fitting.workers, "size", lambda: 8)
+    with pytest.raises(InputError) as error:
+        fitted(config())
+    assert str(error.value) == (
+        "8 workers cannot share batches of 6 users. Start fewer workers, or raise training.train_batch_size."
+    )
 
 
 def test_an_output_that_is_not_ours_is_refused_before_reading(tmp_path: Path) -> None:
