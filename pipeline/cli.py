@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from pipeline.errors import InputError, JobError, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.scorer import Scorer
+    from pipeline.split import HeldOut
+    from pipeline.vocabulary import Vocabulary
 
 FORMATS = ("onnx", "torchscript")
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -112,25 +118,87 @@ def train(
 
 
 @main.command()
+@click.option("--config", type=FILE, help="TOML file.  [default: pipeline.toml if there is one, else the defaults]")
+@click.option("--input", "interactions", help="Parquet file, directory or glob.  [default: input of [data]]")
+@click.option("--space", type=FILE, required=True, help="What to search: TOML, or RecBole's hyper.test.")
+@click.option("--trials", type=click.IntRange(min=1), default=50, show_default=True, help="Finished trials to have.")
+@click.option("--output", type=FOLDER, default=Path("tuning"), show_default=True, help="Folder of the study.")
+@device_option
+@json_option
+def tune(
+    config: Path | None,
+    interactions: str | None,
+    space: Path,
+    trials: int,
+    output: Path,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Search for better hyper-parameters; started again, the search goes on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from pipeline.config import workspace_config
+    from pipeline.progress import TuningProgress
+    from pipeline.report import print_rows
+    from pipeline.search_space import load_space
+    from pipeline.train import training_device
+    from pipeline.tuning import BEST, tune
+
+    settings = workspace_config(config, interactions)
+    what = load_space(space, settings)
+    with TuningProgress(trials, settings.training.epochs) as show:
+        table = tune(settings, what, trials, output, training_device(device), show.epoch)
+    print_rows(f"{output / BEST}: the best of {len(table)} trials", table, {"best": output / BEST}, as_json)
+
+
+@main.command()
 @click.option("--model", type=FOLDER, required=True, help="Checkpoint or bundle.")
 @click.option("--history", help="What users have: interactions or histories.  [default: a checkpoint's test users]")
 @click.option("--truth", help="What they went on to choose: interactions or histories of the same users.")
+@click.option(
+    "--baseline",
+    "baselines",
+    type=click.Choice(["ease", "popularity"]),
+    multiple=True,
+    help="Compare with this as well, fitted on the training interactions; may be repeated.",
+)
+@click.option("--input", "interactions", help="The training interactions, for baselines.  [default: where they were]")
 @format_option
 @device_option
 @json_option
-def evaluate(model: Path, history: str | None, truth: str | None, form: str, device: str, as_json: bool) -> None:
+def evaluate(
+    model: Path,
+    history: str | None,
+    truth: str | None,
+    baselines: tuple[str, ...],
+    interactions: str | None,
+    form: str,
+    device: str,
+    as_json: bool,
+) -> None:
     """Measure a checkpoint's or bundle's recommendations against what users went on to choose."""
-    from pipeline.evaluation import evaluate
+    from pipeline.evaluation import advantage, evaluate
     from pipeline.held_out import read_held_out
-    from pipeline.report import print_metrics
+    from pipeline.report import print_comparison, print_metrics
 
-    scorer, vocabulary, held_out, counts = _open_model(model, form, device)
+    opened = _open_model(model, form, device)
+    held_out, counts = opened.test, opened.counts
     if history is not None and truth is not None:
-        held_out, counts = read_held_out(history, truth, vocabulary)
+        held_out, counts = read_held_out(history, truth, opened.vocabulary)
     elif history is not None or truth is not None or held_out is None:
         raise InputError(f"Evaluating {model} takes both --history and --truth: Parquet files about the same users.")
-    measured = evaluate(scorer, held_out.histories, held_out.targets)
-    print_metrics(f"{model}: {len(held_out):,} users", measured, {"model": model, "counts": counts}, as_json)
+    users = (held_out.histories, held_out.targets)
+    title, facts = f"{model}: {len(held_out):,} users", {"model": model, "counts": counts}
+    measured = evaluate(opened.scorer, *users)
+    if not baselines:
+        print_metrics(title, measured, facts, as_json)
+        return
+    from pipeline.baselines import fit_baselines
+
+    data = opened.config.data.model_copy(update={"input": interactions} if interactions else {})
+    others = fit_baselines(baselines, data, opened.vocabulary)
+    metrics = {str(model): measured, **{name: evaluate(other, *users) for name, other in others.items()}}
+    leads = {name: advantage(opened.scorer, other, *users) for name, other in others.items()}
+    print_comparison(title, metrics, leads, facts, as_json)
 
 
 @main.command()
@@ -209,8 +277,17 @@ def score(
     print_facts(f"{output}: every user accounted for", facts, as_json)
 
 
-def _open_model(path: Path, form: str, device: str) -> Any:
-    """Scorer, vocabulary, and the test users (None) and counts of a checkpoint (bundle)."""
+class _Opened(NamedTuple):
+    """A checkpoint or a bundle, ready to rank; a bundle has neither test users nor counts."""
+
+    scorer: Scorer
+    vocabulary: Vocabulary
+    config: Config
+    test: HeldOut | None
+    counts: dict[str, int]
+
+
+def _open_model(path: Path, form: str, device: str) -> _Opened:
     from pipeline.manifest import directory_kind
 
     if directory_kind(path) == "bundle":
@@ -218,18 +295,15 @@ def _open_model(path: Path, form: str, device: str) -> Any:
         from scoring.runtimes import open_scorer, scoring_device
 
         bundle = read_bundle(path)  # verifies every file, so before the graph is opened
-        return open_scorer(path, form, scoring_device(form, device)), bundle.vocabulary, None, {}
+        scorer = open_scorer(path, form, scoring_device(form, device))
+        return _Opened(scorer, bundle.vocabulary, bundle.manifest.config, None, {})
     from pipeline.checkpoint import read_checkpoint
     from pipeline.eager import EagerScorer
     from pipeline.train import training_device
 
     opened = read_checkpoint(path)
-    return (
-        EagerScorer(opened.model().to(training_device(device))),
-        opened.vocabulary,
-        opened.test,
-        opened.manifest.counts,
-    )
+    eager = EagerScorer(opened.model().to(training_device(device)))
+    return _Opened(eager, opened.vocabulary, opened.manifest.config, opened.test, opened.manifest.counts)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ Each hyper-parameter is stated once, here, with its type, bounds, default and me
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -108,6 +109,23 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+
+    def fields(self) -> dict[str, Any]:
+        """Every field by its dotted name, such as `model.n_concepts`."""
+        sections = self.model_dump(mode="json")
+        return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+
+    def updated(self, fields: Mapping[str, object]) -> Config:
+        """This config with other values of these fields (by dotted name), validated.
+
+        Raises:
+            pydantic.ValidationError: a field is unknown or out of bounds.
+        """
+        sections = self.model_dump()
+        for dotted, value in fields.items():
+            section, _, name = dotted.partition(".")
+            sections.setdefault(section, {})[name] = value
+        return Config.model_validate(sections)
 
 
 def load_config(path: Path) -> Config:

@@ -6,6 +6,8 @@ stay in files, in a folder that the caller provides.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -44,6 +46,16 @@ class Dataset:
     trains, the interactions of validation and test are their targets only, and a user without a target in either
     counts twice in `held_out_users_without_targets`.
     """
+
+    def digest(self) -> str:
+        """SHA-256 of the catalogue and of every history that training and validation see."""
+        items = io.BytesIO()
+        self.vocabulary.items.rechunk().write_parquet(items)
+        sha = hashlib.sha256(items.getvalue())
+        for histories in (self.train, self.validation.histories, self.validation.targets):
+            sha.update(histories.items_N.tobytes())
+            sha.update(histories.offsets.tobytes())
+        return sha.hexdigest()
 
 
 def load_dataset(config: DataConfig, folder: Path) -> Dataset:

@@ -65,13 +65,27 @@ def evaluate(
     return {name: measures[name] for name in names}
 
 
-def mean_ndcg(scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> float:
-    """Mean NDCG@k over users and nothing else: for comparing epochs. Arguments and errors as in `evaluate`."""
+def ndcg_of_each(scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> NDArray[np.float64]:
+    """NDCG@k of each user, float64 [U]. Arguments and errors as in `evaluate`."""
     _check(scorer, histories, targets)
     ndcg_U = np.empty(len(targets))
     for users_B, top_Bk in _rankings(scorer, histories, k):
         ndcg_U[users_B] = per_user(top_Bk, targets.take(users_B), {"ndcg": (k,)})[f"ndcg@{k}"]
-    return float(ndcg_U.mean())
+    return ndcg_U
+
+
+def mean_ndcg(scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> float:
+    """Mean NDCG@k over users and nothing else: for comparing epochs. Arguments and errors as in `evaluate`."""
+    return float(ndcg_of_each(scorer, histories, targets, k=k).mean())
+
+
+def advantage(scorer: Scorer, other: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> Measure:
+    """How much better the first ranks than the other: the mean over users of the difference of their NDCG@k.
+
+    Paired by user, so its interval is narrower than those of the two means. Arguments and errors as in `evaluate`.
+    """
+    ours_U, theirs_U = (ndcg_of_each(one, histories, targets, k=k) for one in (scorer, other))
+    return bootstrap({"difference": ours_U - theirs_U})["difference"]
 
 
 def _rankings(scorer: Scorer, histories: Histories, k: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

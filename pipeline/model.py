@@ -115,6 +115,13 @@ class MacridVAE(nn.Module):
         self.encoder = Encoder(n_items, config)
         self.product_dtype: torch.dtype | None = None
 
+    @classmethod
+    def empty(cls, n_items: int, config: ModelConfig, device: str) -> MacridVAE:
+        """A model on a device whose weights have no values yet."""
+        with torch.device("meta"):
+            model = cls(n_items, config)
+        return model.to_empty(device=device)
+
     @property
     def n_items(self) -> int:
         """Size of the catalogue."""

@@ -111,6 +111,20 @@ class TrainingProgress(Shown):
             self._writer.flush()
 
 
+class TuningProgress(Shown):
+    """Tuning: `epoch` is what `pipeline.tuning.tune` calls."""
+
+    def __init__(self, n_trials: int, epochs: int) -> None:
+        super().__init__("tuning")
+        self._n_trials, self._epochs = n_trials, epochs
+
+    def epoch(self, trial: int, epoch: Epoch, best: float | None) -> None:
+        """After every epoch of every trial."""
+        found = "" if best is None else f", best so far {best:.4f}"
+        note = f"trial {trial}, epoch {epoch.epoch}, NDCG@100 {epoch.validation_ndcg_100:.4f}{found}"
+        self.update(min(1.0, (trial - 1 + epoch.epoch / self._epochs) / self._n_trials), note)
+
+
 def _tensorboard(folder: Path) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter

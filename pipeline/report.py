@@ -40,20 +40,61 @@ def print_metrics(title: str, metrics: Mapping[str, Measure], facts: Mapping[str
     _print(title, table)
 
 
-def print_table(title: str, rows: pl.DataFrame) -> None:
-    """A small table, numbers to the right."""
+def print_comparison(
+    title: str,
+    metrics: Mapping[str, Mapping[str, Measure]],
+    advantages: Mapping[str, Measure],
+    facts: Mapping[str, object],
+    as_json: bool,
+) -> None:
+    """One column per scorer, the model's first; below, by how much the model leads each other one.
+
+    Args:
+        title: a line above.
+        metrics: by scorer, then by name.
+        advantages: by scorer but the first, see `pipeline.evaluation.advantage`.
+        facts: for the JSON only.
+        as_json: print one JSON object with `metrics` of the model, and `baselines`, instead.
+    """
+    if as_json:
+        measured = {who: {name: asdict(m) for name, m in of.items()} for who, of in metrics.items()}
+        model, *others = measured
+        baselines = {who: {"metrics": measured[who], "ndcg@100_advantage": asdict(advantages[who])} for who in others}
+        print(json.dumps({**facts, "metrics": measured[model], "baselines": baselines}, default=str))
+        return
+    table = Table("metric", box=box.SIMPLE)
+    for who in metrics:
+        table.add_column(who, justify="right")
+    for name in next(iter(metrics.values())):
+        found = [of[name] for of in metrics.values()]
+        table.add_row(name, *(f"{measure.mean:.4f} ± {measure.standard_error:.4f}" for measure in found))
+    _print(title, table)
+    for who, lead in advantages.items():
+        print(f"ndcg@100 above {who}: {lead.mean:+.4f}, 95% interval {lead.low:+.4f} .. {lead.high:+.4f}")
+
+
+def print_rows(title: str, rows: pl.DataFrame, facts: Mapping[str, object], as_json: bool) -> None:
+    """A table; the facts go into the JSON only."""
+    if as_json:
+        print(json.dumps({**facts, "rows": rows.to_dicts()}, default=str))
+        return
+    print_table(title, rows, digits=4)
+
+
+def print_table(title: str, rows: pl.DataFrame, digits: int = 3) -> None:
+    """A small table, numbers to the right, with so many digits after the point."""
     table = Table(box=box.SIMPLE)
     for name, dtype in rows.schema.items():
         table.add_column(name.replace("_", " "), justify="right" if dtype.is_numeric() else "left")
     for row in rows.iter_rows():
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(_cell(value, digits) for value in row))
     _print(title, table)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, digits: int) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _print(title: str, table: Table) -> None:

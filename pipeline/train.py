@@ -6,8 +6,6 @@ of a recent epoch, from which `--resume` goes on; both as a whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 
@@ -69,9 +66,7 @@ def train(
         data = load_dataset(config.data, scratch)
         if on_data is not None:
             on_data(data)
-        with torch.device("meta"):
-            model = MacridVAE(len(data.vocabulary), config.model)
-        model.to_empty(device=device)
+        model = MacridVAE.empty(len(data.vocabulary), config.model, device)
         fitting = Fitting(model, data.train, data.validation, config)
         saved = _Saved(output, config, data)
         epochs = saved.load(fitting) if resume else []
@@ -111,7 +106,7 @@ class _Saved:
     def __init__(self, output: Path, config: Config, data: Dataset) -> None:
         self.path = output.with_name(f"{output.name}.training.pt")
         self._log = output.with_name(f"{output.name}.metrics.jsonl")
-        self._config, self._data = _fields(config), _digest(data)
+        self._config, self._data = config.fields(), data.digest()
         self._saved_at, self._seconds = time.monotonic(), 0.0
 
     def load(self, fitting: Fitting) -> list[Epoch]:
@@ -172,23 +167,6 @@ class _Saved:
 
 def _line(epoch: Epoch) -> str:
     return json.dumps(asdict(epoch)) + "\n"
-
-
-def _fields(config: Config) -> dict[str, Any]:
-    """Every field by its dotted name."""
-    sections = config.model_dump(mode="json")
-    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
-
-
-def _digest(data: Dataset) -> str:
-    """SHA-256 of the catalogue and of every history that training and validation see."""
-    items = io.BytesIO()
-    data.vocabulary.items.rechunk().write_parquet(items)
-    sha = hashlib.sha256(items.getvalue())
-    for histories in (data.train, data.validation.histories, data.validation.targets):
-        sha.update(histories.items_N.tobytes())
-        sha.update(histories.offsets.tobytes())
-    return sha.hexdigest()
 
 
 @contextmanager

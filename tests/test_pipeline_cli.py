@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -118,6 +119,50 @@ def test_evaluating_a_bundle_on_files(workspace: Path, tmp_path: Path, monkeypat
     assert message == "Error: Evaluating bundle takes both --history and --truth: Parquet files about the same users.\n"
 
 
+def test_baselines_beside_the_model(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    both = ["--baseline", "ease", "--baseline", "popularity"]
+    plain = json.loads(fine("evaluate", "--model", "checkpoint", "--json"))
+    compared = json.loads(fine("evaluate", "--model", "checkpoint", *both, "--json"))
+    baselines = compared.pop("baselines")
+    assert compared == plain
+    assert [name.split(" ")[0] for name in baselines] == ["EASE", "popularity"]
+    for of in baselines.values():
+        assert of["metrics"].keys() == plain["metrics"].keys()
+        lead = plain["metrics"]["ndcg@100"]["mean"] - of["metrics"]["ndcg@100"]["mean"]
+        assert of["ndcg@100_advantage"]["mean"] == pytest.approx(lead)
+    table = fine("evaluate", "--model", "checkpoint", *both)
+    assert "popularity" in table
+    assert "ndcg@100 above EASE (l2 = " in table
+    users = pl.read_parquet("users.parquet").filter(pl.col("history").list.len() > 10)
+    history, truth = str(tmp_path / "history.parquet"), str(tmp_path / "truth.parquet")
+    users.with_columns(pl.col("history").list.slice(3)).write_parquet(history)
+    users.with_columns(pl.col("history").list.head(3)).write_parquet(truth)
+    moved = shutil.copy("interactions.parquet", tmp_path / "moved.parquet")
+    arguments = ["evaluate", "--model", "bundle", "--history", history, "--truth", truth, "--baseline", "popularity"]
+    of_bundle = json.loads(fine(*arguments, "--input", str(moved), "--json"))["baselines"]["popularity"]
+    assert of_bundle["metrics"]["ndcg@100"]["n_users"] == len(users)
+    fewer = pl.read_parquet("interactions.parquet").filter(pl.col("item_id") != pl.col("item_id").first())
+    fewer.write_parquet(tmp_path / "fewer.parquet")
+    message = refused(2, *arguments, "--input", str(tmp_path / "fewer.parquet"))
+    assert message.startswith(f"Error: {tmp_path / 'fewer.parquet'} is not what the model was trained on: ")
+    assert message.endswith(" Name the training interactions with --input.\n")
+
+
+def test_tensorboard(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(workspace)
+    fine("train", "--output", str(tmp_path / "checkpoint"), "--tensorboard", str(tmp_path / "events"))
+    events = accumulator.EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "checkpoint" / "metrics.jsonl").read_text().splitlines()]
+    written = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert written == [(line["epoch"], pytest.approx(line["loss"])) for line in lines]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    message = refused(2, "train", "--output", str(tmp_path / "checkpoint"), "--tensorboard", str(tmp_path / "events"))
+    assert message == "Error: --tensorboard needs TensorBoard. Install it: pip install 'macrid[tensorboard]'.\n"
+
+
 def test_the_same_seed_gives_the_same_checkpoint(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +270,8 @@ def test_more_places_than_items(bundle: Path, tmp_path: Path) -> None:
 OPTIONS = {
     "demo": ["--workspace"],
     "train": ["--config", "--input", "--output", "--resume", "--tensorboard", "--device", "--json"],
-    "evaluate": ["--model", "--history", "--truth", "--format", "--device", "--json"],
+    "tune": ["--config", "--input", "--space", "--trials", "--output", "--device", "--json"],
+    "evaluate": ["--model", "--history", "--truth", "--baseline", "--input", "--format", "--device", "--json"],
     "export": ["--checkpoint", "--output", "--format", "--json"],
     "score": [
         *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback", "--layout"),

@@ -19,7 +19,7 @@ from pipeline.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+CONFIGS = sorted(set((ROOT / "configs").glob("*.toml")) - {ROOT / "configs" / "space.toml"})
 
 
 def dry_run(target: str, venv: Path) -> str:
