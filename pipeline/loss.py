@@ -24,7 +24,7 @@ from torch import Tensor
 
 TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 """Elements of one [C, B, slice] tile: what fits a CPU's last-level cache, and what fills a GPU (256 MiB)."""
-KEPT_ELEMENTS = {"cpu": 2**26, "cuda": 2**29}
+KEPT_ELEMENTS = {"cpu": 2**27, "cuda": 2**29}
 """Elements of all tiles together up to which the backward pass finds them in memory instead of computing them again."""
 
 

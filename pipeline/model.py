@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name every torch reader expects)
 from torch import Tensor, nn
 
+from pipeline.bag import weighted_bag
 from pipeline.config import ModelConfig
 from pipeline.loss import catalogue_loss
 
@@ -71,18 +72,7 @@ class HistoryLayer(nn.Module):
 
     def forward(self, batch: Batch, weight_NC: Tensor) -> Tensor:
         """[C, B, H] from the entries' weights in each concept."""
-        n_concepts, n_users = weight_NC.shape[1], len(batch.offsets) - 1
-        starts_CB = (
-            torch.arange(n_concepts, device=batch.offsets.device)[:, None] * len(batch.items_N) + batch.offsets[:-1]
-        )
-        sum_CBH = F.embedding_bag(
-            batch.items_N.repeat(n_concepts),
-            self.weight,
-            starts_CB.flatten(),
-            mode="sum",
-            per_sample_weights=weight_NC.T.flatten(),
-        )
-        return sum_CBH.view(n_concepts, n_users, self.weight.shape[1]) + self.bias
+        return weighted_bag(batch.items_N, batch.offsets, weight_NC, self.weight) + self.bias
 
 
 class Encoder(nn.Module):
