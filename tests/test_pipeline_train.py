@@ -19,6 +19,7 @@ import pipeline.fitting
 import pipeline.train
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Config, DataConfig, ModelConfig, TrainingConfig
+from pipeline.dataset import Dataset, load_dataset
 from pipeline.eager import EagerScorer, to_batch
 from pipeline.errors import InputError, JobError
 from pipeline.fitting import Epoch, Fitting, kl_weight, l2_penalty, learning_rate
@@ -318,6 +319,23 @@ def test_a_job_twice_gives_the_same_weights_and_metrics(interactions: Config, tm
     assert one.files["weights.safetensors"] == other.files["weights.safetensors"]
     assert one.files["histories.parquet"] == other.files["histories.parquet"]
     assert one.metrics == other.metrics
+
+
+def test_test_users_reach_neither_training_nor_selection(
+    interactions: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nonsense in place of the test users, the same epoch is chosen and the weights have the same bits."""
+    honest = train(interactions, tmp_path / "honest", "cpu")
+
+    def without_test(data: DataConfig, folder: Path) -> Dataset:
+        nonsense = Histories.of([[0]] * 12), Histories.of([[1]] * 12)
+        return replace(load_dataset(data, folder), test=HeldOut(*nonsense))
+
+    monkeypatch.setattr(pipeline.train, "load_dataset", without_test)
+    blind = train(interactions, tmp_path / "blind", "cpu")
+    assert blind.files["weights.safetensors"] == honest.files["weights.safetensors"]
+    assert blind.best_epoch == honest.best_epoch
+    assert blind.metrics != honest.metrics
 
 
 def test_a_job_without_test_users_has_no_metrics(interactions: Config, tmp_path: Path) -> None:
