@@ -9,6 +9,7 @@ ATOMIC_FOLDER/data/data.inter holds `user_id:token item_id:token`. MacridVAE wit
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -19,6 +20,7 @@ import torch
 def main() -> None:
     """Train for some epochs without evaluation, and print their seconds and the memory."""
     folder, epochs, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    os.chdir(folder)  # where RecBole leaves its logs
     torch.set_num_threads(threads)
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
