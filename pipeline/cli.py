@@ -141,13 +141,14 @@ def tune(
     from pipeline.report import print_rows
     from pipeline.search_space import load_space
     from pipeline.train import training_device
-    from pipeline.tuning import BEST, tune
+    from pipeline.tuning import BEST, readable, tune
 
     settings = workspace_config(config, interactions)
     what = load_space(space, settings)
     with TuningProgress(trials, settings.training.epochs) as show:
         table = tune(settings, what, trials, output, training_device(device), show.epoch)
-    print_rows(f"{output / BEST}: the best of {len(table)} trials", table, {"best": output / BEST}, as_json)
+    title = f"{output / BEST}: the best of {len(table)} trials"
+    print_rows(title, table if as_json else readable(table), {"best": output / BEST}, as_json)
 
 
 @main.command()

@@ -60,9 +60,9 @@ class ModelConfig(Section):
 
     n_concepts: PositiveInt = 7
     """Macro concepts; K in the paper."""
-    embedding_size: PositiveInt = 100
+    embedding_size: PositiveInt = 200
     """Dimensions of an item, a prototype and one concept of a user; d in the paper."""
-    encoder_hidden_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [100]
+    encoder_hidden_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [600]
     """Widths of the encoder's hidden layers, first to last."""
     temperature: Annotated[float, Field(ge=0.025)] = 0.1
     """Divides every cosine; tau in the paper. Far below 0.025, sums of exp(1 / temperature) leave float32."""
@@ -79,15 +79,15 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """How the model is fitted."""
 
-    epochs: PositiveInt = 500
+    epochs: PositiveInt = 100
     """Passes over the training users, at most."""
-    train_batch_size: PositiveInt = 500
+    train_batch_size: PositiveInt = 250
     """Users per step."""
     learning_rate: PositiveFloat = 1e-3
     """Adam's step size."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     """`cosine`: the step size falls to 0 along half a cosine over `epochs`."""
-    weight_averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_averaging: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay per step of the moving average of the weights that is validated and kept. 0: the weights themselves."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products over the catalogue. `bfloat16` is faster on GPUs, and on CPUs with AVX-512 BF16 or AMX."""
@@ -97,7 +97,7 @@ class TrainingConfig(Section):
     """The KL weight at step s is min(kl_weight, s / kl_anneal_steps); `5-epochs` means the steps of five epochs."""
     l2_weights: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] = [0.0, 0.0]
     """Weights of the sums of squares of [items and prototypes, encoder weights]."""
-    stopping_step: PositiveInt = 50
+    stopping_step: PositiveInt = 20
     """Stop after this many epochs without a better validation NDCG@100."""
     seed: NonNegativeInt = 98765
     """Draws the first weights, the order of users, dropout and noise."""

@@ -118,11 +118,13 @@ class TuningProgress(Shown):
         super().__init__("tuning")
         self._n_trials, self._epochs = n_trials, epochs
 
-    def epoch(self, trial: int, epoch: Epoch, best: float | None) -> None:
+    def epoch(self, trial: int, best: float | None, epoch: Epoch) -> None:
         """After every epoch of every trial."""
         found = "" if best is None else f", best so far {best:.4f}"
-        note = f"trial {trial}, epoch {epoch.epoch}, NDCG@100 {epoch.validation_ndcg_100:.4f}{found}"
-        self.update(min(1.0, (trial - 1 + epoch.epoch / self._epochs) / self._n_trials), note)
+        note = (
+            f"trial {trial} of {self._n_trials}, epoch {epoch.epoch}, NDCG@100 {epoch.validation_ndcg_100:.4f}{found}"
+        )
+        self.update((trial - 1 + min(1.0, epoch.epoch / self._epochs)) / self._n_trials, note)
 
 
 def _tensorboard(folder: Path) -> SummaryWriter:

@@ -5,8 +5,7 @@
     [model]
     n_concepts = [3, 5, 7, 10]
 
-A table is a range (of whole numbers if both ends are), a list holds choices. RecBole's `hyper.test` files are read as
-well, its names translated.
+A table is a range, a list holds choices. RecBole's `hyper.test` files are read as well, its names translated.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ import ast
 import math
 import tomllib
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from pipeline.config import Config, Section
 from pipeline.errors import InputError
@@ -27,12 +27,12 @@ from pipeline.errors import InputError
 class Range(Section):
     """Numbers from `low` to `high`, both included."""
 
-    low: int | float
-    high: int | float
+    low: int | FiniteFloat
+    high: int | FiniteFloat
     log: bool = False
     """Draw the logarithm evenly."""
-    step: int | float | None = Field(default=None, gt=0)
-    """Only low, low + step, low + 2 step ..."""
+    step: int | FiniteFloat | None = Field(default=None, gt=0)
+    """Only low, low + step, low + 2 step ... high."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -40,6 +40,10 @@ class Range(Section):
             raise ValueError(f"high {self.high} is below low {self.low}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log takes a low above 0, and no step")
+        if self.step is not None:
+            low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
+            if (high - low) % step:
+                raise ValueError(f"high {high} is not low {low} and a whole number of steps of {step}")
         return self
 
     @property
@@ -49,7 +53,7 @@ class Range(Section):
 
 
 SearchSpace = dict[str, Range | list[object]]
-"""By dotted name of the field; choices are a list of two or more."""
+"""By dotted name of the field; a list holds choices."""
 
 
 def load_space(path: Path, config: Config) -> SearchSpace:
@@ -69,10 +73,11 @@ def load_space(path: Path, config: Config) -> SearchSpace:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text: {error}. Name a search space.") from None
     problems: list[str] = []
-    space = (_from_toml if path.suffix == ".toml" else _from_recbole)(path, text, problems)
-    for name, candidates in space.items():
-        values: list[object] = candidates if isinstance(candidates, list) else [candidates.low, candidates.high]
-        problems += [f"{name}: {problem}" for problem in _misfits(config, name, values)]
+    try:
+        read = (_from_toml if path.suffix == ".toml" else _from_recbole)(text, problems)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not TOML: {error}. Correct the file.") from None
+    space = {name: _fitted(config, name, candidates, problems) for name, candidates in read.items()}
     if not space and not problems:
         problems.append("it names no field")
     if problems:
@@ -80,37 +85,60 @@ def load_space(path: Path, config: Config) -> SearchSpace:
     return space
 
 
+def _fitted(config: Config, name: str, candidates: Range | list[object], problems: list[str]) -> Range | list[object]:
+    """What a field may be; a range has whole ends only if the field takes nothing else."""
+    if isinstance(candidates, list):
+        problems += _misfits(config, name, candidates)
+        return candidates
+    ends = {"low": float(candidates.low), "high": float(candidates.high)}
+    if not _misfits(config, name, list(ends.values())):
+        return candidates.model_copy(update=ends)
+    problems += _misfits(config, name, [candidates.low, candidates.high])
+    if candidates.whole and isinstance(candidates.step, float):
+        problems.append(f"{name}: step {candidates.step}: Input should be a valid integer")
+    return candidates
+
+
 def _misfits(config: Config, name: str, values: list[object]) -> list[str]:
     if name.startswith("data."):
-        return ["data decide what is measured, so they are not searched; set them in --config"]
+        return [f"{name}: data decide what is measured, so they are not searched; set them in the config"]
+    if name not in config.fields():
+        return [f"{name}: no such field; configs/default.toml lists them"]
     found: dict[str, None] = {}
     for value in values:
         try:
             config.updated({name: value})
         except ValidationError as error:
-            found |= dict.fromkeys(f"{value!r}: {one['msg']}" for one in error.errors())
+            found |= dict.fromkeys(f"{name}: {value!r}: {one['msg']}" for one in error.errors())
     return list(found)
 
 
-def _from_toml(path: Path, text: str, problems: list[str]) -> SearchSpace:
-    try:
-        sections = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not TOML: {error}. Correct the file.") from None
+def _from_toml(text: str, problems: list[str]) -> SearchSpace:
     space: SearchSpace = {}
-    for section, fields in sections.items():
+    for section, fields in tomllib.loads(text).items():
         if not isinstance(fields, dict):
             problems.append(f"{section}: fields stand in a section, [model] or [training]")
             continue
         for name, candidates in fields.items():
-            try:
-                space[f"{section}.{name}"] = _CANDIDATES.validate_python(candidates)
-            except ValidationError:
-                problems.append(f"{section}.{name}: expected {{ low = .., high = .. }} or a list of choices")
+            dotted = f"{section}.{name}"
+            if isinstance(candidates, dict):
+                try:
+                    space[dotted] = Range.model_validate(candidates)
+                except ValidationError as error:
+                    problems += [f"{dotted}: {message}" for message in _messages(error)]
+            elif isinstance(candidates, list) and candidates:
+                space[dotted] = candidates
+            else:
+                problems.append(f"{dotted}: expected {{ low = .., high = .. }} or a list of choices")
     return space
 
 
-_CANDIDATES: TypeAdapter[Range | list[object]] = TypeAdapter(Range | list[object])
+def _messages(error: ValidationError) -> list[str]:
+    return [
+        ": ".join([*map(str, one["loc"][:1]), one["msg"].removeprefix("Value error, ")])
+        for one in error.errors(include_url=False)
+    ]
+
 
 RECBOLE_NAMES = {
     "embedding_size": "model.embedding_size",
@@ -138,25 +166,27 @@ _REFUSED = {
 }
 
 
-def _from_recbole(_path: Path, text: str, problems: list[str]) -> SearchSpace:
+def _from_recbole(text: str, problems: list[str]) -> SearchSpace:
     space: SearchSpace = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        name, _, rest = line.split("#")[0].strip().partition(" ")
+        name, kind, values, *_ = [*line.split("#")[0].split(maxsplit=2), "", "", ""]
         if not name:
             continue
+        at = f"line {number}, {name}"
         if name in _REFUSED:
-            problems.append(f"line {number}, {name}: {_REFUSED[name]}")
+            problems.append(f"{at}: {_REFUSED[name]}")
         elif name not in RECBOLE_NAMES:
-            problems.append(
-                f"line {number}, {name}: not a parameter of MacridVAE; known are {', '.join(RECBOLE_NAMES)}"
-            )
+            problems.append(f"{at}: not a parameter of MacridVAE; known are {', '.join(RECBOLE_NAMES)}")
+        elif RECBOLE_NAMES[name] in space:
+            problems.append(f"{at}: a line above sets {RECBOLE_NAMES[name]}. Remove one")
         else:
-            kind, _, values = rest.strip().partition(" ")
             try:
                 space[RECBOLE_NAMES[name]] = _translated(name, _RECBOLE_KINDS[kind](values))
-            except (KeyError, ValueError, SyntaxError):
+            except ValidationError as error:
+                problems += [f"{at}: {message}" for message in _messages(error)]
+            except (KeyError, ValueError, TypeError, SyntaxError, ArithmeticError):
                 problems.append(
-                    f"line {number}, {name}: expected `{name} choice [..]`, `uniform low,high`, `loguniform low,high` "
+                    f"{at}: expected `{name} choice [..]`, `uniform low,high`, `loguniform low,high` "
                     "or `quniform low,high,step`"
                 )
     return space
@@ -164,35 +194,29 @@ def _from_recbole(_path: Path, text: str, problems: list[str]) -> SearchSpace:
 
 def _choices(text: str) -> list[object]:
     values = ast.literal_eval(text.strip())
-    if not isinstance(values, list):
+    if not isinstance(values, list) or not values:
         raise ValueError(text)
     # Lists may be written as strings: ['[600]', '[128, 128]'].
     return [ast.literal_eval(value) if isinstance(value, str) else value for value in values]
 
 
-def _numbers(text: str, count: int) -> list[float]:
-    numbers = [float(number) for number in text.split(",")]
-    if len(numbers) != count:
-        raise ValueError(text)
-    return numbers
-
-
 def _uniform(text: str) -> Range:
-    low, high = _numbers(text, 2)
+    low, high = map(float, text.split(","))
     return Range(low=low, high=high)
 
 
 def _loguniform(text: str) -> Range:
     """Hyperopt's: the bounds are exponents of e."""
-    low, high = _numbers(text, 2)
+    low, high = map(float, text.split(","))
     return Range(low=math.exp(low), high=math.exp(high), log=True)
 
 
 def _quniform(text: str) -> Range:
-    low, high, step = _numbers(text, 3)
-    if all(number.is_integer() for number in (low, high, step)):
-        return Range(low=int(low), high=int(high), step=int(step))
-    return Range(low=low, high=high, step=step)
+    """Hyperopt's: what is drawn is rounded to a multiple of the step."""
+    low, high, step = (Decimal(number.strip()) for number in text.split(","))
+    ends = (round(low / step) * step, round(high / step) * step)
+    numbers = [int(number) if number == int(number) else float(number) for number in (*ends, step)]
+    return Range(low=numbers[0], high=numbers[1], step=numbers[2])
 
 
 _RECBOLE_KINDS: dict[str, Callable[[str], Range | list[object]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -188,6 +189,10 @@ def test_tables_for_people(workspace: Path, tmp_path: Path, monkeypatch: pytest.
         ),
         (["train", "--config", "no.toml"], "Error: no.toml does not exist. Name a TOML file; configs/ has examples.\n"),
         (
+            ["tune", "--space", "no.toml"],
+            "Error: no.toml does not exist. Name a search space; configs/space.toml is one.\n",
+        ),
+        (
             ["export"],
             "Error: checkpoint is not a checkpoint: it has no manifest.json. "
             "Name the folder a checkpoint was written to.\n",
@@ -290,3 +295,10 @@ def test_the_list_of_options_is_frozen() -> None:
 def test_help_names_every_option(command: str) -> None:
     printed = fine(command, "--help")
     assert all(option in printed for option in OPTIONS[command])
+
+
+def test_help_loads_neither_torch_nor_optuna() -> None:
+    code = "import sys, pipeline.cli as c; c.main(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage:" in done.stdout
+    assert not {"torch", "optuna"} & set(done.stdout.split())

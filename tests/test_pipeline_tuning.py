@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import tomli_w
+from click.testing import CliRunner
 
+import pipeline.progress
 import pipeline.tuning
+from pipeline.cli import main
 from pipeline.config import Config, DataConfig, ModelConfig, TrainingConfig, load_config
 from pipeline.dataset import Dataset, load_dataset
 from pipeline.errors import InputError, JobError
@@ -21,6 +28,7 @@ from pipeline.fitting import Epoch
 from pipeline.histories import Histories
 from pipeline.search_space import Range, SearchSpace
 from pipeline.split import HeldOut
+from pipeline.train import train
 from pipeline.tuning import tune
 
 SPACE: SearchSpace = {
@@ -43,21 +51,27 @@ def config(tmp_path: Path) -> Config:
 
 
 def test_finds_the_best_and_writes_it(config: Config, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, float | None, int]] = []
     table = tune(
-        config, SPACE, 8, tmp_path / "tuning", "cpu", lambda trial, epoch, _: seen.append((trial, epoch.epoch))
+        config, SPACE, 8, tmp_path / "tuning", "cpu", lambda trial, best, epoch: seen.append((trial, best, epoch.epoch))
     )
-    assert sorted(table["trial"]) == list(range(1, 9))
-    assert seen[:3] == [(1, 1), (1, 2), (1, 3)]
-    complete = table.filter(pl.col("state") == "complete")
-    assert complete["ndcg_100"].is_sorted(descending=True)
-    assert set(table["state"]) <= {"complete", "pruned"}
+    assert table["trial"].sort().to_list() == list(range(1, 9))
+    assert table["state"].to_list() == ["complete"] * 8
+    assert table["ndcg_100"].is_sorted(descending=True)
+    value = dict(table.select("trial", "ndcg_100").iter_rows())
+    assert seen[:3] == [(1, None, 1), (1, None, 2), (1, None, 3)]
+    assert seen[-1] == (8, max(value[trial] for trial in range(1, 8)), 3)
     best = load_config(tmp_path / "tuning" / "best.toml")
-    row = complete.row(0, named=True)
-    assert str(best.training.learning_rate) == row["training.learning_rate"]
-    assert str(best.model.encoder_hidden_sizes) == row["model.encoder_hidden_sizes"]
-    assert best == config.updated({name: best.fields()[name] for name in SPACE})
-    assert best.training.train_batch_size in (10, 20, 30, 40)
+    assert best == config.updated({name: table[name].to_list()[0] for name in SPACE})
+    assert set(table["training.train_batch_size"]) <= {10, 20, 30, 40}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.parquet", "tuning"]
+
+
+def test_training_the_best_config_gives_what_the_search_found(config: Config, tmp_path: Path) -> None:
+    table = tune(config, SPACE, 3, tmp_path / "tuning", "cpu")
+    train(load_config(tmp_path / "tuning" / "best.toml"), tmp_path / "checkpoint", "cpu")
+    lines = [json.loads(line) for line in (tmp_path / "checkpoint" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["validation_ndcg_100"] for line in lines) == table["ndcg_100"][0]
 
 
 def test_the_same_seed_searches_the_same_and_goes_on(config: Config, tmp_path: Path) -> None:
@@ -66,29 +80,53 @@ def test_the_same_seed_searches_the_same_and_goes_on(config: Config, tmp_path: P
     assert one.equals(other)
     more = tune(config, SPACE, 6, tmp_path / "one", "cpu")
     assert len(more) == 6
-    assert more.filter(pl.col("trial") <= 4).sort("trial").equals(one.sort("trial"))
-    assert len(set(more["training.learning_rate"])) == 6  # going on does not repeat the first draws
+    assert more.filter(pl.col("trial") <= 4).equals(one)
+    assert more["training.learning_rate"].n_unique() == 6  # going on does not repeat the first draws
+    (tmp_path / "one" / "best.toml").unlink()
     assert tune(config, SPACE, 2, tmp_path / "one", "cpu").equals(more)
+    assert (tmp_path / "one" / "best.toml").exists()
+
+
+def test_an_interrupted_trial_does_not_count(config: Config, tmp_path: Path) -> None:
+    def interrupt(trial: int, _: float | None, epoch: Epoch) -> None:
+        if (trial, epoch.epoch) == (2, 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(config, SPACE, 3, tmp_path / "tuning", "cpu", interrupt)
+    first = load_config(tmp_path / "tuning" / "best.toml")
+    table = tune(config, SPACE, 3, tmp_path / "tuning", "cpu").sort("trial")
+    assert table["trial"].to_list() == [1, 2, 3]
+    assert table["state"].to_list() == ["complete"] * 3
+    assert table["training.learning_rate"][0] == first.training.learning_rate
 
 
 def test_another_search_in_the_folder_is_refused(config: Config, tmp_path: Path) -> None:
     tune(config, SPACE, 1, tmp_path / "tuning", "cpu")
-    study = tmp_path / "tuning" / "study.log"
-    remedy = "Go on with what it was started with, or choose another --output."
-    fewer = {name: of for name, of in SPACE.items() if "rate" in name}
-    with pytest.raises(InputError) as error:
-        tune(config, {**fewer, "model.dropout": [0.1, 0.2]}, 1, tmp_path / "tuning", "cpu")
-    assert str(error.value).startswith(
-        f"{study} is a search with another space: model.dropout was absent and is [0.1, 0.2]; "
+
+    def refusal(config: Config, space: SearchSpace) -> str:
+        with pytest.raises(InputError) as error:
+            tune(config, space, 1, tmp_path / "tuning", "cpu")
+        return str(error.value)
+
+    is_another = f"{tmp_path / 'tuning' / 'study.db'} is another search: "
+    remedy = " Go on with what it was started with, or choose another --output."
+    other_space = {**SPACE, "model.dropout": [0.1, 0.2], "model.encoder_hidden_sizes": [[4]]}
+    assert refusal(config.updated({"training.epochs": 4}), other_space) == (
+        is_another + "config: training.epochs was 3 and is 4; space: model.dropout was absent and is [0.1, 0.2]; "
+        "space: model.encoder_hidden_sizes was [[4], [8, 4]] and is [[4]]." + remedy
     )
-    longer = config.updated({"training.epochs": 4})
-    with pytest.raises(InputError) as error:
-        tune(longer, SPACE, 1, tmp_path / "tuning", "cpu")
-    assert str(error.value) == f"{study} is a search with another config: training.epochs was 3 and is 4. {remedy}"
     pl.read_parquet(config.data.input)[7:].write_parquet(config.data.input)
+    assert refusal(config, SPACE) == is_another + "the interactions are others." + remedy
+
+
+def test_a_file_that_is_no_study_is_refused(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "tuning").mkdir()
+    study = tmp_path / "tuning" / "study.db"
+    study.write_text("notes\n" * 1000)
     with pytest.raises(InputError) as error:
         tune(config, SPACE, 1, tmp_path / "tuning", "cpu")
-    assert str(error.value) == f"{study} is a search with other interactions. {remedy}"
+    assert str(error.value) == f"{study} cannot be opened as a study: file is not a database. Choose another --output."
 
 
 def test_test_users_take_no_part(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +144,11 @@ def test_test_users_take_no_part(config: Config, tmp_path: Path, monkeypatch: py
 def test_failed_trials_are_told_and_the_search_goes_on(config: Config, tmp_path: Path) -> None:
     space: SearchSpace = {"training.learning_rate": [1e30, 0.01]}
     table = tune(config, space, 6, tmp_path / "tuning", "cpu")
-    failed = table.filter(pl.col("training.learning_rate") == "1e+30")
+    failed = table.filter(pl.col("training.learning_rate") == 1e30)
     assert 0 < len(failed) < 6
     assert failed["state"][0].startswith("The loss of step 2 (epoch 1) is nan. ")
+    assert failed.row(0, named=True)["epochs"] == 0
+    assert failed["ndcg_100"][0] is None
     assert load_config(tmp_path / "tuning" / "best.toml").training.learning_rate == 0.01
     with pytest.raises(JobError) as error:
         tune(config, {"training.learning_rate": [1e30, 1e31]}, 2, tmp_path / "hopeless", "cpu")
@@ -116,25 +156,27 @@ def test_failed_trials_are_told_and_the_search_goes_on(config: Config, tmp_path:
 
 
 def test_hopeless_trials_are_pruned(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripted: five trials that reach 0.5, then one that stays at 0.1."""
-
-    def scripted(trial: int) -> float:
-        return 0.1 if trial >= 5 else 0.5
-
-    trials: list[int] = []
+    """Scripted: five trials that reach 0.5, then one that stays at 0.1, from the first epoch on."""
+    values = iter([0.5] * 5 + [0.1])
 
     class Scripted:
         def __init__(self, *_: object) -> None:
-            trials.append(len(trials))
-            self.best_ndcg = scripted(trials[-1])
+            self.best_ndcg = next(values)
 
         def epochs(self) -> list[Epoch]:
-            return [Epoch(n, 1.0, 1.0, 1.0, 0.2, self.best_ndcg, 1, 1.0, 1.0) for n in range(1, 11)]
+            return [Epoch(n, 1.0, 1.0, 1.0, 0.2, self.best_ndcg, 1, 1.0, 1.0) for n in range(1, 16)]
 
     monkeypatch.setattr(pipeline.tuning, "Fitting", Scripted)
     table = tune(config, SPACE, 6, tmp_path / "tuning", "cpu").sort("trial")
     assert table["state"].to_list() == ["complete"] * 5 + ["pruned"]
-    assert table["epochs"][5] < 10
+    assert table["epochs"].to_list() == [15] * 5 + [pipeline.tuning.SPARED_EPOCHS]
+
+
+def test_choices_of_several_types(config: Config, tmp_path: Path) -> None:
+    space: SearchSpace = {"training.kl_anneal_steps": [2, "5-epochs"], "training.kl_weight": [0, 0.5]}
+    table = tune(config, space, 6, tmp_path / "tuning", "cpu")
+    assert set(table["training.kl_anneal_steps"]) == {"2", "5-epochs"}
+    assert set(table["training.kl_weight"]) == {0.0, 0.5}
 
 
 def test_without_validation_users_there_is_nothing_to_compare(config: Config, tmp_path: Path) -> None:
@@ -145,28 +187,68 @@ def test_without_validation_users_there_is_nothing_to_compare(config: Config, tm
     )
 
 
-def test_a_killed_search_goes_on(config: Config, tmp_path: Path) -> None:
-    import tomli_w
+def write_inputs(config: Config, folder: Path) -> list[str]:
+    """The arguments of a search in this folder."""
+    (folder / "config.toml").write_text(tomli_w.dumps(config.model_dump(exclude_none=True)))
+    (folder / "space.toml").write_text("[training]\nlearning_rate = { low = 1e-4, high = 1e-1, log = true }\n")
+    return ["tune", "--config", "config.toml", "--space", "space.toml", "--device", "cpu", "--json"]
 
-    (tmp_path / "config.toml").write_text(tomli_w.dumps(config.model_dump(exclude_none=True)))
-    (tmp_path / "space.toml").write_text("[training]\nlearning_rate = { low = 1e-4, high = 1e-1, log = true }\n")
-    command = [sys.executable, "-m", "pipeline.cli", "tune", "--config", "config.toml", "--space", "space.toml"]
-    study = tmp_path / "tuning" / "study.log"
-    process = subprocess.Popen([*command, "--trials", "10000"], cwd=tmp_path, stdout=-1, stderr=-1)
-    while not (study.exists() and study.read_text().count('"op_code":6') >= 3):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    before = len(study.read_bytes().splitlines())
-    done = subprocess.run(
-        [*command, "--trials", "1", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    rows = json.loads(done.stdout)["rows"]
-    assert len(rows) >= 3
-    assert before > 10
+
+def test_a_killed_search_goes_on(config: Config, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", *write_inputs(config, tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def finished() -> int:
+        try:
+            with closing(sqlite3.connect(tmp_path / "tuning" / "study.db", timeout=30)) as study:
+                return int(study.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0
+
+    with subprocess.Popen(
+        [*command, "--trials", "10000"], cwd=tmp_path, env=environment, stdout=-1, stderr=-1
+    ) as process:
+        while finished() < 3:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    done = finished()
+    wanted = str(done + 2)
     again = subprocess.run(
-        [*command, "--trials", str(len(rows) + 2), "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [*command, "--trials", wanted], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert len(json.loads(again.stdout)["rows"]) == len(rows) + 2
-    assert "best of" not in done.stdout
+    rows = json.loads(again.stdout)["rows"]
+    assert sorted(row["trial"] for row in rows) == list(range(1, done + 3))
+    assert {row["state"] for row in rows} <= {"complete", "pruned"}
+    assert finished() >= done
+    assert sorted(path.name for path in (tmp_path / "tuning").iterdir()) == ["best.toml", "study.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("config.toml", "rows.parquet", "space.toml", "tuning"),
+    ]
+
+
+def test_what_people_see(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline.progress, "SECONDS_BETWEEN_LINES", 0.0)
+    arguments = [argument for argument in write_inputs(config, tmp_path) if argument != "--json"]
+    done = CliRunner().invoke(main, [*arguments, "--trials", "2"])
+    assert done.exit_code == 0, done.output
+    value = load_config(tmp_path / "tuning" / "best.toml").training.learning_rate
+    assert done.stdout.startswith("tuning/best.toml: the best of 2 trials\n")
+    assert f"learning_rate {value:.4g}" in done.stdout
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("tuning: 17%, ")
+    assert "; trial 1 of 2, epoch 1, NDCG@100 0." in lines[0]
+    assert lines[-1].startswith("tuning: 100%, 0 s left; trial 2 of 2, epoch 3, NDCG@100 0.")
+    assert ", best so far 0." in lines[-1]
+
+
+def test_a_missing_extra(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "pipeline.tuning")
+    done = CliRunner().invoke(main, write_inputs(config, tmp_path))
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "Error: Tuning needs Optuna. Install it: pip install 'macrid[tune]'.\n",
+    )
