@@ -177,7 +177,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure a checkpoint's or bundle's recommendations against what users went on to choose."""
-    from pipeline.evaluation import advantage, evaluate
+    from pipeline.evaluation import evaluate
     from pipeline.held_out import read_held_out
     from pipeline.report import print_comparison, print_metrics
 
@@ -187,19 +187,19 @@ def evaluate(
         held_out, counts = read_held_out(history, truth, opened.vocabulary)
     elif history is not None or truth is not None or held_out is None:
         raise InputError(f"Evaluating {model} takes both --history and --truth: Parquet files about the same users.")
+    if interactions is not None and not baselines:
+        raise InputError("--input names the training interactions of baselines. Add --baseline, or leave it out.")
     users = (held_out.histories, held_out.targets)
     title, facts = f"{model}: {len(held_out):,} users", {"model": model, "counts": counts}
-    measured = evaluate(opened.scorer, *users)
     if not baselines:
-        print_metrics(title, measured, facts, as_json)
+        print_metrics(title, evaluate(opened.scorer, *users), facts, as_json)
         return
-    from pipeline.baselines import fit_baselines
+    from pipeline.baselines import compare, fit_baselines
 
     data = opened.config.data.model_copy(update={"input": interactions} if interactions else {})
-    others = fit_baselines(baselines, data, opened.vocabulary)
-    metrics = {str(model): measured, **{name: evaluate(other, *users) for name, other in others.items()}}
-    leads = {name: advantage(opened.scorer, other, *users) for name, other in others.items()}
-    print_comparison(title, metrics, leads, facts, as_json)
+    fitted = fit_baselines(baselines, data, opened.vocabulary)  # may refuse the input, so before the work
+    measured, compared = evaluate(opened.scorer, *users), compare(opened.scorer, fitted, held_out)
+    print_comparison(title, measured, compared, facts, as_json)
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import polars as pl
 from rich import box
@@ -12,6 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.metrics import Measure
+
+if TYPE_CHECKING:
+    from pipeline.baselines import Comparison
 
 
 def print_facts(title: str, facts: Mapping[str, object], as_json: bool) -> None:
@@ -42,35 +46,39 @@ def print_metrics(title: str, metrics: Mapping[str, Measure], facts: Mapping[str
 
 def print_comparison(
     title: str,
-    metrics: Mapping[str, Mapping[str, Measure]],
-    advantages: Mapping[str, Measure],
+    metrics: Mapping[str, Measure],
+    baselines: Mapping[str, Comparison],
     facts: Mapping[str, object],
     as_json: bool,
 ) -> None:
-    """One column per scorer, the model's first; below, by how much the model leads each other one.
+    """The model's metrics beside those of baselines, by name; below, by how much the model leads each.
 
-    Args:
-        title: a line above.
-        metrics: by scorer, then by name.
-        advantages: by scorer but the first, see `pipeline.evaluation.advantage`.
-        facts: for the JSON only.
-        as_json: print one JSON object with `metrics` of the model, and `baselines`, instead.
+    The JSON is that of `print_metrics` and `baselines`.
     """
     if as_json:
-        measured = {who: {name: asdict(m) for name, m in of.items()} for who, of in metrics.items()}
-        model, *others = measured
-        baselines = {who: {"metrics": measured[who], "ndcg@100_advantage": asdict(advantages[who])} for who in others}
-        print(json.dumps({**facts, "metrics": measured[model], "baselines": baselines}, default=str))
+        measured = {name: asdict(measure) for name, measure in metrics.items()}
+        others = {
+            name: {
+                "l2": baseline.l2,
+                "metrics": {metric: asdict(measure) for metric, measure in baseline.metrics.items()},
+                "ndcg@100_advantage": asdict(baseline.advantage),
+            }
+            for name, baseline in baselines.items()
+        }
+        print(json.dumps({**facts, "metrics": measured, "baselines": others}, default=str))
         return
+    headings = [name if b.l2 is None else f"{name.upper()} (l2 = {b.l2:g})" for name, b in baselines.items()]
     table = Table("metric", box=box.SIMPLE)
-    for who in metrics:
-        table.add_column(who, justify="right")
-    for name in next(iter(metrics.values())):
-        found = [of[name] for of in metrics.values()]
+    for heading in ("model", *headings):
+        table.add_column(heading, justify="right")
+    for name in metrics:
+        found = [metrics[name], *(baseline.metrics[name] for baseline in baselines.values())]
         table.add_row(name, *(f"{measure.mean:.4f} ± {measure.standard_error:.4f}" for measure in found))
     _print(title, table)
-    for who, lead in advantages.items():
-        print(f"ndcg@100 above {who}: {lead.mean:+.4f}, 95% interval {lead.low:+.4f} .. {lead.high:+.4f}")
+    for heading, baseline in zip(headings, baselines.values(), strict=True):
+        lead = baseline.advantage
+        value = f"{lead.mean:+.4f} ± {lead.standard_error:.4f}, 95% interval {lead.low:+.4f} .. {lead.high:+.4f}"
+        print(f"ndcg@100 of the model minus {heading}: {value}")
 
 
 def print_rows(title: str, rows: pl.DataFrame, facts: Mapping[str, object], as_json: bool) -> None:

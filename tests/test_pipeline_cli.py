@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import SMALL_ITEMS
 
+from pipeline.baselines import EASE_L2
 from pipeline.cli import main
 from pipeline.demo_data import COLD_USER, UNKNOWN_USER, write_demo
 
@@ -127,14 +129,26 @@ def test_baselines_beside_the_model(workspace: Path, tmp_path: Path, monkeypatch
     compared = json.loads(fine("evaluate", "--model", "checkpoint", *both, "--json"))
     baselines = compared.pop("baselines")
     assert compared == plain
-    assert [name.split(" ")[0] for name in baselines] == ["EASE", "popularity"]
+    assert list(baselines) == ["ease", "popularity"]
+    assert baselines["ease"]["l2"] in EASE_L2
+    assert baselines["popularity"]["l2"] is None
     for of in baselines.values():
         assert of["metrics"].keys() == plain["metrics"].keys()
         lead = plain["metrics"]["ndcg@100"]["mean"] - of["metrics"]["ndcg@100"]["mean"]
         assert of["ndcg@100_advantage"]["mean"] == pytest.approx(lead)
     table = fine("evaluate", "--model", "checkpoint", *both)
-    assert "popularity" in table
-    assert "ndcg@100 above EASE (l2 = " in table
+    heading = f"EASE (l2 = {baselines['ease']['l2']:g})"
+    assert re.search(rf"metric +model +{re.escape(heading)} +popularity *\n", table)
+    for name, measure in plain["metrics"].items():
+        row = next(line for line in table.splitlines() if line.split()[:1] == [name])
+        beside = [measure, *(of["metrics"][name] for of in baselines.values())]
+        assert all(f"{one['mean']:.4f} ± {one['standard_error']:.4f}" in row for one in beside)
+    lead = baselines["popularity"]["ndcg@100_advantage"]
+    assert table.splitlines()[-1] == (
+        f"ndcg@100 of the model minus popularity: {lead['mean']:+.4f} ± {lead['standard_error']:.4f}, "
+        f"95% interval {lead['low']:+.4f} .. {lead['high']:+.4f}"
+    )
+    assert table.splitlines()[-2].startswith(f"ndcg@100 of the model minus {heading}: ")
     users = pl.read_parquet("users.parquet").filter(pl.col("history").list.len() > 10)
     history, truth = str(tmp_path / "history.parquet"), str(tmp_path / "truth.parquet")
     users.with_columns(pl.col("history").list.slice(3)).write_parquet(history)
@@ -148,6 +162,10 @@ def test_baselines_beside_the_model(workspace: Path, tmp_path: Path, monkeypatch
     message = refused(2, *arguments, "--input", str(tmp_path / "fewer.parquet"))
     assert message.startswith(f"Error: {tmp_path / 'fewer.parquet'} is not what the model was trained on: ")
     assert message.endswith(" Name the training interactions with --input.\n")
+    message = refused(2, "evaluate", "--model", "checkpoint", "--input", str(moved))
+    assert message == (
+        "Error: --input names the training interactions of baselines. Add --baseline, or leave it out.\n"
+    )
 
 
 def test_tensorboard(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
