@@ -9,15 +9,19 @@ Shape letters: B users, C concepts, H width, I items of the catalogue, N items o
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+GROUP_ENTRIES = 512
+"""Entries whose table rows are read in one call: enough to hide the cost of a call, few enough to stay in the cache."""
 
-def weighted_bag(items_N: Tensor, offsets: Tensor, weight_NC: Tensor, table_IH: Tensor) -> Tensor:
+
+def weighted_bag(
+    items_N: Tensor, offsets: Tensor, weight_NC: Tensor, table_IH: Tensor, product_dtype: torch.dtype | None = None
+) -> Tensor:
     """Sums [C, B, H], differentiable in the weights and the table.
 
     Args:
@@ -25,11 +29,14 @@ def weighted_bag(items_N: Tensor, offsets: Tensor, weight_NC: Tensor, table_IH: 
         offsets: int64 [B + 1], where each history starts; the last one is N.
         weight_NC: weight of each entry in each concept.
         table_IH: a row per item.
+        product_dtype: of the factors of every product, and so of the sums before they are cast back. None: the table's.
     """
-    if table_IH.device.type == "cpu":
-        sums_CBH: Tensor = _Bag.apply(items_N, offsets, weight_NC, table_IH)  # type: ignore[no-untyped-call]
-        return sums_CBH
-    return _forward(items_N, offsets, weight_NC, table_IH)
+    if table_IH.device.type != "cpu":
+        return _forward(items_N, offsets, weight_NC, table_IH)
+    sums_CBH: Tensor = _Bag.apply(  # type: ignore[no-untyped-call]
+        items_N, offsets, weight_NC, table_IH, product_dtype or table_IH.dtype
+    )
+    return sums_CBH
 
 
 def _forward(items_N: Tensor, offsets: Tensor, weight_NC: Tensor, table_IH: Tensor) -> Tensor:
@@ -48,19 +55,26 @@ def _forward(items_N: Tensor, offsets: Tensor, weight_NC: Tensor, table_IH: Tens
 
 class _Bag(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, items_N: Tensor, offsets: Tensor, weight_NC: Tensor, table_IH: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, items_N: Tensor, offsets: Tensor, weight_NC: Tensor, table_IH: Tensor, product_dtype: torch.dtype
+    ) -> Tensor:
+        ctx.dtype = table_IH.dtype
+        weight_NC, table_IH = weight_NC.to(product_dtype), table_IH.to(product_dtype)
         ctx.save_for_backward(items_N, offsets, weight_NC, table_IH)
-        return _forward(items_N, offsets, weight_NC, table_IH)
+        return _forward(items_N, offsets, weight_NC, table_IH).to(ctx.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         items_N, offsets, weight_NC, table_IH = ctx.saved_tensors
-        grad_CBH = grad_outputs[0].contiguous()
-        grad_table_IH = _table_gradient(items_N, offsets, weight_NC, grad_CBH, len(table_IH))
-        return None, None, _weight_gradient(items_N, offsets, table_IH, grad_CBH), grad_table_IH
+        grad_CBH = grad_outputs[0].to(table_IH.dtype).contiguous()
+        grad_table_IH = _table_gradient(items_N, offsets, weight_NC, grad_CBH, len(table_IH), ctx.dtype)
+        grad_weight_NC = _weight_gradient(items_N, offsets, table_IH, grad_CBH).T.to(ctx.dtype)
+        return None, None, grad_weight_NC, grad_table_IH, None
 
 
-def _table_gradient(items_N: Tensor, offsets: Tensor, weight_NC: Tensor, grad_CBH: Tensor, n_items: int) -> Tensor:
+def _table_gradient(
+    items_N: Tensor, offsets: Tensor, weight_NC: Tensor, grad_CBH: Tensor, n_items: int, dtype: torch.dtype
+) -> Tensor:
     """[I, H]: row i is the sum, over the entries of item i and the concepts, of weight x the gradient of the sum."""
     n_concepts, n_users, width = grad_CBH.shape
     users_N = torch.repeat_interleave(torch.arange(n_users), offsets.diff(), output_size=len(items_N))
@@ -76,17 +90,26 @@ def _table_gradient(items_N: Tensor, offsets: Tensor, weight_NC: Tensor, grad_CB
             starts_I * n_concepts,
             mode="sum",
             per_sample_weights=weight_NC.flatten(),
-        )
-    grad_IH = grad_CBH.new_zeros(n_items, width)
+        ).to(dtype)
+    grad_IH = torch.zeros(n_items, width, dtype=dtype)
     for grad_BH, weight_N in zip(grad_CBH, weight_NC.T.contiguous(), strict=True):  # one concept stays in the cache
         grad_IH += F.embedding_bag(users_N, grad_BH, starts_I, mode="sum", per_sample_weights=weight_N)
     return grad_IH
 
 
 def _weight_gradient(items_N: Tensor, offsets: Tensor, table_IH: Tensor, grad_CBH: Tensor) -> Tensor:
-    """[N, C]: each entry's table row times the gradient of its user's sums."""
-    grad_NC = grad_CBH.new_empty(len(items_N), len(grad_CBH))
+    """[C, N]: each entry's table row times the gradient of its user's sums."""
+    grad_BCH = grad_CBH.transpose(0, 1).contiguous()
+    grad_CN = grad_CBH.new_empty(len(grad_CBH), len(items_N))
     bounds = offsets.tolist()
-    for user, (start, end) in enumerate(pairwise(bounds)):
-        torch.mm(table_IH[items_N[start:end]], grad_CBH[:, user].T, out=grad_NC[start:end])
-    return grad_NC
+    first = 0
+    for last in range(1, len(bounds)):
+        if last + 1 < len(bounds) and bounds[last + 1] - bounds[first] <= GROUP_ENTRIES:
+            continue
+        rows = table_IH[items_N[bounds[first] : bounds[last]]]
+        for user in range(first, last):
+            mine = slice(bounds[user], bounds[user + 1])
+            theirs = rows[mine.start - bounds[first] : mine.stop - bounds[first]]
+            torch.mm(grad_BCH[user], theirs.T, out=grad_CN[:, mine])
+        first = last
+    return grad_CN

@@ -90,7 +90,7 @@ class TrainingConfig(Section):
     weight_averaging: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay per step of the moving average of the weights that is validated and kept. 0: the weights themselves."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the products over the catalogue. `bfloat16` is faster on GPUs, and on CPUs with AVX-512 BF16 or AMX."""
+    """Of products over catalogue and history. `bfloat16` is faster on GPUs and on CPUs with AVX-512 BF16 or AMX."""
     kl_weight: NonNegativeFloat = 0.2
     """Weight of the KL term once annealed; beta in the paper."""
     kl_anneal_steps: NonNegativeInt | Literal["5-epochs"] = "5-epochs"

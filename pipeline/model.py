@@ -70,9 +70,9 @@ class HistoryLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_items, width))
         self.bias = nn.Parameter(torch.empty(width))
 
-    def forward(self, batch: Batch, weight_NC: Tensor) -> Tensor:
+    def forward(self, batch: Batch, weight_NC: Tensor, product_dtype: torch.dtype | None) -> Tensor:
         """[C, B, H] from the entries' weights in each concept."""
-        return weighted_bag(batch.items_N, batch.offsets, weight_NC, self.weight) + self.bias
+        return weighted_bag(batch.items_N, batch.offsets, weight_NC, self.weight, product_dtype) + self.bias
 
 
 class Encoder(nn.Module):
@@ -85,9 +85,11 @@ class Encoder(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(widths[-1], 2 * config.embedding_size)
 
-    def forward(self, batch: Batch, weight_NC: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, weight_NC: Tensor, product_dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(mean, v), both [C, B, D]; the mean has length 1 and ln(sigma^2 / prior_std^2) = -v."""
-        hidden_CBH = torch.tanh(self.input(batch, weight_NC))
+        hidden_CBH = torch.tanh(self.input(batch, weight_NC, product_dtype))
         for layer in self.hidden:
             hidden_CBH = torch.tanh(layer(hidden_CBH))
         mean_CBD, v_CBD = self.output(hidden_CBH).chunk(2, dim=-1)
@@ -163,7 +165,8 @@ class MacridVAE(nn.Module):
         / prior_std^2).
         """
         assignment_IC = self.assignment(draws.gumbel_IC)
-        mean_CBD, v_CBD = self.encoder(batch, self._history_weights(batch, assignment_IC) * draws.kept_NC)
+        weight_NC = self._history_weights(batch, assignment_IC) * draws.kept_NC
+        mean_CBD, v_CBD = self.encoder(batch, weight_NC, self.product_dtype)
         std_CBD = self.config.prior_std * torch.exp(-v_CBD / 2)
         z_CBD = F.normalize(mean_CBD + std_CBD * draws.normal_CBD, dim=-1)
         loss_B = catalogue_loss(

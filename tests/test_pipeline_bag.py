@@ -8,6 +8,7 @@ from conftest import random_histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pipeline.bag
 from pipeline.bag import weighted_bag
 from pipeline.eager import to_batch
 
@@ -55,6 +56,33 @@ def test_any_histories(lengths: list[int], n_items: int, n_concepts: int, seed: 
     dense(*expected).square().sum().backward()
     for one, other in zip(found[2:], expected[2:], strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("n_items", [40, 1000])
+def test_bfloat16_products_are_close(n_items: int) -> None:
+    """Factors and sums keep 8 bits."""
+    exact = inputs(LENGTHS, n_items, 3, 6)
+    singles = [leaf.detach().float().requires_grad_() for leaf in exact[2:]]
+    direction = torch.randn(3, len(LENGTHS), 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wanted, low = dense(*exact), weighted_bag(*exact[:2], *singles, torch.bfloat16)
+    assert low.dtype == torch.float32
+    assert 1e-5 < (low - wanted).norm() / wanted.norm() < 5e-3
+    wanted.backward(direction)
+    low.backward(direction.float())
+    for one, other in zip(singles, exact[2:], strict=True):
+        assert one.grad.dtype == torch.float32
+        assert 1e-5 < (one.grad - other.grad).norm() / other.grad.norm() < 5e-3
+
+
+def test_any_grouping_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = []
+    for entries in (1, 20, 10_000):
+        monkeypatch.setattr(pipeline.bag, "GROUP_ENTRIES", entries)
+        found = inputs(LENGTHS, 40, 3, 6)
+        weighted_bag(*found).square().sum().backward()
+        gradients.append(found[2].grad)
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0])
 
 
 def test_gradcheck() -> None:
