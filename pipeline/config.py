@@ -87,8 +87,8 @@ class TrainingConfig(Section):
     """Adam's step size."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     """`cosine`: the step size falls to 0 along half a cosine over `epochs`."""
-    weight_averaging: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    """Decay per step of the moving average of the weights that is validated and kept. 0: the weights themselves."""
+    averaged_epochs: NonNegativeFloat = 10.0
+    """The weights validated and kept are a moving average over about so many epochs. 0: the weights themselves."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products over catalogue and history. `bfloat16` is faster on GPUs and on CPUs with AVX-512 BF16 or AMX."""
     kl_weight: NonNegativeFloat = 0.2

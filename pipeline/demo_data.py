@@ -95,7 +95,7 @@ history_norm = "history"
 epochs = 30
 train_batch_size = 100
 learning_rate = 1e-3
-weight_averaging = 0.0
+averaged_epochs = 0.0
 """
 
 

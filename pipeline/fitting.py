@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline import workers
 from pipeline.config import Config, TrainingConfig
@@ -86,8 +86,8 @@ class Fitting:
         self.replica = DistributedDataParallel(model) if workers.size() > 1 else model
         self.optimizer = torch.optim.Adam(model.parameters(), lr=self.training.learning_rate)
         self.average = None
-        if self.training.weight_averaging:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.training.weight_averaging))
+        if self.training.averaged_epochs:
+            self.average = AveragedModel(model, multi_avg_fn=self._move_average)
         self.epoch, self.best_epoch, self.best_ndcg, self.best_weights = 0, 0, -1.0, _copy(model)
 
     @property
@@ -200,6 +200,12 @@ class Fitting:
             self.average.update_parameters(self.model)
         values = torch.stack([loss / workers.size(), terms.reconstruction * share, terms.kl * share])
         return workers.total(values.detach().double().cpu().numpy())
+
+    def _move_average(self, average: Any, weights: Any, n_averaged: Tensor | int) -> None:
+        """One step of the moving average; a young one moves faster, or it would remember the first weights."""
+        n = int(n_averaged)
+        kept = min(1 - 1 / (1 + self.training.averaged_epochs * self.n_batches), (1 + n) / (10 + n))
+        torch._foreach_lerp_(average, weights, 1 - kept)
 
     def _validate(self) -> float | None:
         if not len(self.validation):

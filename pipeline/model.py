@@ -43,6 +43,11 @@ class Batch(NamedTuple):
         rows_B = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return torch.repeat_interleave(rows_B, self.offsets.diff(), output_size=len(self.items_N))
 
+    def select(self, keep_N: Tensor) -> Batch:
+        """The same users with the marked entries only."""
+        before = F.pad(keep_N.cumsum(dim=0), (1, 0))
+        return Batch(self.items_N[keep_N], before[self.offsets])
+
 
 class Draws(NamedTuple):
     """The randomness of one training step."""
@@ -90,9 +95,12 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(mean, v), both [C, B, D]; the mean has length 1 and ln(sigma^2 / prior_std^2) = -v."""
         hidden_CBH = torch.tanh(self.input(batch, weight_NC, product_dtype))
-        for layer in self.hidden:
-            hidden_CBH = torch.tanh(layer(hidden_CBH))
-        mean_CBD, v_CBD = self.output(hidden_CBH).chunk(2, dim=-1)
+        low = product_dtype == torch.bfloat16
+        with torch.autocast(hidden_CBH.device.type, dtype=torch.bfloat16, enabled=low):
+            for layer in self.hidden:
+                hidden_CBH = torch.tanh(layer(hidden_CBH))
+            both_CBE = self.output(hidden_CBH)
+        mean_CBD, v_CBD = both_CBE.to(weight_NC.dtype).chunk(2, dim=-1)
         return F.normalize(mean_CBD, dim=-1), v_CBD
 
 
@@ -165,8 +173,11 @@ class MacridVAE(nn.Module):
         / prior_std^2).
         """
         assignment_IC = self.assignment(draws.gumbel_IC)
-        weight_NC = self._history_weights(batch, assignment_IC) * draws.kept_NC
-        mean_CBD, v_CBD = self.encoder(batch, weight_NC, self.product_dtype)
+        weight_NC, shown = self._history_weights(batch, assignment_IC) * draws.kept_NC, batch
+        if self.config.history_norm == "history":  # an entry is dropped for all concepts: half of them cost nothing
+            keep_N = draws.kept_NC[:, 0] > 0
+            weight_NC, shown = weight_NC[keep_N], batch.select(keep_N)
+        mean_CBD, v_CBD = self.encoder(shown, weight_NC, self.product_dtype)
         std_CBD = self.config.prior_std * torch.exp(-v_CBD / 2)
         z_CBD = F.normalize(mean_CBD + std_CBD * draws.normal_CBD, dim=-1)
         loss_B = catalogue_loss(

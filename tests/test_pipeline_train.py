@@ -45,7 +45,14 @@ VALIDATION = HeldOut(USERS, Histories.of(WITHHELD[:, None].tolist()))
 
 
 def config(**training: object) -> Config:
-    fields = {"epochs": 3, "train_batch_size": 7, "learning_rate": 0.01, "kl_anneal_steps": 100, **training}
+    fields = {
+        "epochs": 3,
+        "train_batch_size": 7,
+        "learning_rate": 0.01,
+        "kl_anneal_steps": 100,
+        "averaged_epochs": 0.0,
+        **training,
+    }
     return Config(
         model=ModelConfig(n_concepts=N_BLOCKS, embedding_size=8, encoder_hidden_sizes=[16]),
         training=TrainingConfig(**fields),
@@ -251,14 +258,16 @@ def test_the_schedule_reaches_adam() -> None:
     assert equal(first.state_dict(), same_first.state_dict())
 
 
-def test_the_average_of_the_weights_is_kept() -> None:
-    """One batch an epoch; the average starts at the first step's weights and keeps 0.75 of itself at later steps."""
+@pytest.mark.parametrize(("averaged_epochs", "kept"), [(0.125, (1 / 9, 1 / 9)), (50.0, (2 / 11, 3 / 12))])
+def test_the_average_of_the_weights_is_kept(averaged_epochs: float, kept: tuple[float, float]) -> None:
+    """One batch an epoch. The average starts at the first step's weights and keeps a share of itself at later ones."""
     plain = {"train_batch_size": N_ITEMS, "epochs": 3, "learning_rate": 0.05}
     _, _, weights = fitted(config(**plain))
-    averaged, _, _ = fitted(config(**plain, weight_averaging=0.75))
+    averaged, _, _ = fitted(config(**plain, averaged_epochs=averaged_epochs))
     for name, weight in averaged.state_dict().items():
         first, second, third = (epoch[name] for epoch in weights)
-        torch.testing.assert_close(weight, 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third)
+        after_second = kept[0] * first + (1 - kept[0]) * second
+        torch.testing.assert_close(weight, kept[1] * after_second + (1 - kept[1]) * third)
 
 
 def test_epochs_are_timed() -> None:
@@ -381,7 +390,7 @@ def test_a_job_on_the_cpu_admits_deterministic_operations_only(interactions: Con
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"weight_averaging": 0.9, "learning_rate_schedule": "cosine", "precision": "bfloat16"}]
+    "fields", [{}, {"averaged_epochs": 2.0, "learning_rate_schedule": "cosine", "precision": "bfloat16"}]
 )
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_resuming_gives_the_bits_of_an_uninterrupted_run(
@@ -423,7 +432,8 @@ def test_resuming_after_a_kill(interactions: Config, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
         f"[data]\ninput = {json.dumps(settings.data.input)}\nvalidation = 8\ntest = 12\n"
         f"[model]\nn_concepts = {N_BLOCKS}\nembedding_size = 8\nencoder_hidden_sizes = [16]\n"
-        "[training]\nepochs = 300\nstopping_step = 300\ntrain_batch_size = 7\nlearning_rate = 0.01\n"
+        "[training]\naveraged_epochs = 0.0\nepochs = 300\nstopping_step = 300\ntrain_batch_size = 7\n"
+        "learning_rate = 0.01\n"
     )
     command = [sys.executable, "-m", "pipeline.cli", "train", "--config", "config.toml", "--resume", "--output"]
     subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
