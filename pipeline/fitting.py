@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -244,3 +245,14 @@ def l2_penalty(model: MacridVAE, training: TrainingConfig) -> Tensor | float:
 
 def _copy(model: MacridVAE) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+
+
+@contextmanager
+def deterministic(device: str) -> Iterator[None]:
+    """On a CPU, refuse operations that could give other bits on another run."""
+    before = torch.aredeterministic_algorithms_enabled()
+    torch.usedeterministic_algorithms(before or device == "cpu")
+    try:
+        yield
+    finally:
+        torch.usedeterministic_algorithms(before)

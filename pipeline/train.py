@@ -23,7 +23,7 @@ from pipeline.dataset import Dataset, load_dataset
 from pipeline.eager import EagerScorer
 from pipeline.errors import InputError
 from pipeline.evaluation import evaluate
-from pipeline.fitting import Epoch, Fitting, OnStep
+from pipeline.fitting import Epoch, Fitting, OnStep, deterministic
 from pipeline.model import MacridVAE
 from pipeline.publish import check_directory, publish_file, scratch_directory
 
@@ -60,7 +60,7 @@ def train(
         JobError: the loss is no longer finite, or the disk is full.
     """
     check_directory(output)
-    with workers.joined(device), scratch_directory(output) as scratch, _deterministic(device):
+    with workers.joined(device), scratch_directory(output) as scratch, deterministic(device):
         if workers.rank():
             on_data = on_step = on_epoch = None  # the first worker speaks
         data = load_dataset(config.data, scratch)
@@ -167,17 +167,6 @@ class _Saved:
 
 def _line(epoch: Epoch) -> str:
     return json.dumps(asdict(epoch)) + "\n"
-
-
-@contextmanager
-def _deterministic(device: str) -> Iterator[None]:
-    """On a CPU, refuse operations that could give other bits on another run."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or device == "cpu")
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def training_device(wanted: str) -> str:

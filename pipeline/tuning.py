@@ -21,11 +21,10 @@ import polars as pl
 from pipeline.config import Config
 from pipeline.dataset import Dataset, load_dataset
 from pipeline.errors import InputError, JobError
-from pipeline.fitting import Epoch, Fitting
+from pipeline.fitting import Epoch, Fitting, deterministic
 from pipeline.model import MacridVAE
 from pipeline.publish import publish_file, scratch_directory
 from pipeline.search_space import Range, SearchSpace
-from pipeline.train import _deterministic
 
 try:
     import optuna
@@ -72,7 +71,7 @@ def tune(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     output.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(output) as scratch, _deterministic(device):
+    with scratch_directory(output) as scratch, deterministic(device):
         data = load_dataset(config.data, scratch)
         if not len(data.validation):
             raise InputError("Tuning compares trials on validation users, and there are none. Raise data.validation.")
