@@ -250,9 +250,9 @@ def _copy(model: MacridVAE) -> dict[str, Tensor]:
 @contextmanager
 def deterministic(device: str) -> Iterator[None]:
     """On a CPU, refuse operations that could give other bits on another run."""
-    before = torch.aredeterministic_algorithms_enabled()
-    torch.usedeterministic_algorithms(before or device == "cpu")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device == "cpu")
     try:
         yield
     finally:
-        torch.usedeterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before)
