@@ -1,6 +1,7 @@
 """RecBole's side of benchmarks/training.py, run by RecBole's own interpreter.
 
-    python -m venv recbole && recbole/bin/pip install torch==2.13.0 recbole==1.2.1 numpy==1.26.4 pandas==2.2.3 scipy==1.13.1
+    python -m venv recbole
+    recbole/bin/pip install torch==2.13.0 recbole==1.2.1 numpy==1.26.4 pandas==2.2.3 scipy==1.13.1
     recbole/bin/python benchmarks/recbole/epoch.py ATOMIC_FOLDER EPOCHS THREADS
 
 ATOMIC_FOLDER/data/data.inter holds `user_id:token item_id:token`. MacridVAE with RecBole's defaults. Prints JSON.
