@@ -68,8 +68,7 @@ class _Bag(torch.autograd.Function):
         items_N, offsets, weight_NC, table_IH = ctx.saved_tensors
         grad_CBH = grad_outputs[0].to(table_IH.dtype).contiguous()
         grad_table_IH = _table_gradient(items_N, offsets, weight_NC, grad_CBH, len(table_IH), ctx.dtype)
-        grad_weight_NC = _weight_gradient(items_N, offsets, table_IH, grad_CBH).T.to(ctx.dtype)
-        return None, None, grad_weight_NC, grad_table_IH, None
+        return None, None, _weight_gradient(items_N, offsets, table_IH, grad_outputs[0]).T, grad_table_IH, None
 
 
 def _table_gradient(
@@ -98,7 +97,10 @@ def _table_gradient(
 
 
 def _weight_gradient(items_N: Tensor, offsets: Tensor, table_IH: Tensor, grad_CBH: Tensor) -> Tensor:
-    """[C, N]: each entry's table row times the gradient of its user's sums."""
+    """[C, N]: each entry's table row times the gradient of its user's sums.
+
+    In the gradient's dtype: for bfloat16 products, oneDNN would compile a kernel for every length of a history.
+    """
     grad_BCH = grad_CBH.transpose(0, 1).contiguous()
     grad_CN = grad_CBH.new_empty(len(grad_CBH), len(items_N))
     bounds = offsets.tolist()
@@ -106,7 +108,7 @@ def _weight_gradient(items_N: Tensor, offsets: Tensor, table_IH: Tensor, grad_CB
     for last in range(1, len(bounds)):
         if last + 1 < len(bounds) and bounds[last + 1] - bounds[first] <= GROUP_ENTRIES:
             continue
-        rows = table_IH[items_N[bounds[first] : bounds[last]]]
+        rows = table_IH[items_N[bounds[first] : bounds[last]]].to(grad_BCH.dtype)
         for user in range(first, last):
             mine = slice(bounds[user], bounds[user + 1])
             theirs = rows[mine.start - bounds[first] : mine.stop - bounds[first]]
