@@ -251,7 +251,7 @@ def test_draws_follow_their_distributions() -> None:
     assert kept_NC.shape == (2500 + 1667, 7)
     assert kept_NC.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert (kept_NC == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
-    assert normal_CBD.shape == (7, 2, 100)
+    assert normal_CBD.shape == (7, 2, 200)
     assert normal_CBD.mean().item() == pytest.approx(0, abs=0.1)
     assert normal_CBD.std().item() == pytest.approx(1, abs=0.1)
 
