@@ -70,13 +70,7 @@ def main() -> None:
         return
     config = load_config(Path(sys.argv[2] if len(sys.argv) > 2 else "configs/paper.toml"))
     epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 150
-    data = config.data.model_copy(update={"input": str(interactions)})
-    config = config.model_copy(
-        update={
-            "data": data,
-            "training": config.training.model_copy(update={"epochs": min(epochs, config.training.epochs)}),
-        }
-    )
+    config = config.updated({"data.input": str(interactions), "training.epochs": min(epochs, config.training.epochs)})
     with TemporaryDirectory(prefix="macrid-bench-") as scratch:
         checkpoint, bundle = Path(scratch, "checkpoint"), Path(scratch, "bundle")
         started = time.monotonic()

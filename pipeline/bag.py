@@ -29,7 +29,7 @@ def weighted_bag(
         offsets: int64 [B + 1], where each history starts; the last one is N.
         weight_NC: weight of each entry in each concept.
         table_IH: a row per item.
-        product_dtype: of the factors of every product, and so of the sums before they are cast back. None: the table's.
+        product_dtype: on a CPU, of the factors of the sums and of the table's gradient. None: the table's.
     """
     if table_IH.device.type != "cpu":
         return _forward(items_N, offsets, weight_NC, table_IH)

@@ -24,6 +24,12 @@ FORMATS = ("onnx", "torchscript")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
+config_option = click.option(
+    "--config", type=FILE, help="TOML file.  [default: pipeline.toml if there is one, else the defaults]"
+)
+interactions_option = click.option(
+    "--input", "interactions", help="Parquet file, directory or glob.  [default: input of [data]]"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
@@ -71,8 +77,8 @@ def demo(workspace: Path) -> None:
 
 
 @main.command()
-@click.option("--config", type=FILE, help="TOML file.  [default: pipeline.toml if there is one, else the defaults]")
-@click.option("--input", "interactions", help="Parquet file, directory or glob.  [default: input of [data]]")
+@config_option
+@interactions_option
 @click.option("--output", type=FOLDER, default=Path("checkpoint"), show_default=True, help="Checkpoint to write.")
 @click.option("--resume", is_flag=True, help="Go on where a stopped run of the same config and data was, if one was.")
 @click.option("--tensorboard", type=FOLDER, help="Folder for TensorBoard's event files.")
@@ -118,8 +124,8 @@ def train(
 
 
 @main.command()
-@click.option("--config", type=FILE, help="TOML file.  [default: pipeline.toml if there is one, else the defaults]")
-@click.option("--input", "interactions", help="Parquet file, directory or glob.  [default: input of [data]]")
+@config_option
+@interactions_option
 @click.option("--space", type=FILE, required=True, help="What to search: TOML, or RecBole's hyper.test.")
 @click.option("--trials", type=click.IntRange(min=1), default=50, show_default=True, help="Finished trials to have.")
 @click.option("--output", type=FOLDER, default=Path("tuning"), show_default=True, help="Folder of the study.")
@@ -196,8 +202,8 @@ def evaluate(
         return
     from pipeline.baselines import compare, fit_baselines
 
-    data = opened.config.data.model_copy(update={"input": interactions} if interactions else {})
-    fitted = fit_baselines(baselines, data, opened.vocabulary)  # may refuse the input, so before the work
+    config = opened.config.updated({"data.input": interactions}) if interactions else opened.config
+    fitted = fit_baselines(baselines, config.data, opened.vocabulary)  # may refuse the input, so before the work
     measured, compared = evaluate(opened.scorer, *users), compare(opened.scorer, fitted, held_out)
     print_comparison(title, measured, compared, facts, as_json)
 

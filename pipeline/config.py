@@ -158,6 +158,4 @@ def workspace_config(path: Path | None, interactions: str | None) -> Config:
     if path is None and WORKSPACE_CONFIG.is_file():
         path = WORKSPACE_CONFIG
     config = Config() if path is None else load_config(path)
-    if interactions is None:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"input": interactions})})
+    return config if interactions is None else config.updated({"data.input": interactions})

@@ -53,8 +53,8 @@ class Dataset:
         self.vocabulary.items.rechunk().write_parquet(items)
         sha = hashlib.sha256(items.getvalue())
         for histories in (self.train, self.validation.histories, self.validation.targets):
-            sha.update(histories.items_N.tobytes())
-            sha.update(histories.offsets.tobytes())
+            sha.update(histories.items_N.data)
+            sha.update(histories.offsets.data)
         return sha.hexdigest()
 
 

@@ -30,6 +30,19 @@ def to_batch(histories: Histories, device: torch.device) -> Batch:
     return Batch(items_N.to(device), torch.from_numpy(histories.offsets).to(device))
 
 
+def to_top_k(score_Bk: Tensor, item_Bk: Tensor, share_BkC: Tensor, k: int) -> TopK:
+    """Sorted scores, at most k of each user, as arrays of k places; what scores -inf is missing, and so is the rest."""
+    missing_Bk = score_Bk == -torch.inf
+    item_Bk = item_Bk.masked_fill(missing_Bk, -1)
+    share_BkC = share_BkC.masked_fill(missing_Bk[:, :, None], 0)
+    absent = k - score_Bk.shape[1]
+    return TopK(
+        F.pad(item_Bk, (0, absent), value=-1).cpu().numpy(),
+        F.pad(score_Bk, (0, absent), value=-torch.inf).cpu().numpy(),
+        F.pad(share_BkC, (0, 0, 0, absent)).cpu().numpy(),
+    )
+
+
 class EagerScorer:
     """Scores histories with the current weights of a model; see `pipeline.scorer.Scorer`."""
 
@@ -66,15 +79,7 @@ class EagerScorer:
         score_Bk, item_Bk = in_order((q_Bk.log() - log_total_B1).masked_fill(q_Bk <= 0, -torch.inf), item_Bk)
         share_BkC = self._terms(mean_CBD, assignment_IC, weight_CB, item_Bk)
         share_BkC /= share_BkC.sum(dim=2, keepdim=True)
-        missing_Bk = score_Bk == -torch.inf
-        item_Bk = item_Bk.masked_fill(missing_Bk, -1)
-        share_BkC = share_BkC.masked_fill(missing_Bk[:, :, None], 0)
-        absent = max(0, k - self.n_items)
-        return TopK(
-            F.pad(item_Bk, (0, absent), value=-1).cpu().numpy(),
-            F.pad(score_Bk, (0, absent), value=-torch.inf).cpu().numpy(),
-            F.pad(share_BkC, (0, 0, 0, absent)).cpu().numpy(),
-        )
+        return to_top_k(score_Bk, item_Bk, share_BkC, k)
 
     def _likelihoods(self, mean_CBD: Tensor, assignment_IC: Tensor, weight_CB: Tensor) -> Tensor:
         """sum_c weight_cb a_ic exp(cos(z_cb, h_i) / t), [B, I]: p(i|u) but for one factor per user."""

@@ -79,15 +79,6 @@ def mean_ndcg(scorer: Scorer, histories: Histories, targets: Histories, *, k: in
     return float(ndcg_of_each(scorer, histories, targets, k=k).mean())
 
 
-def advantage(scorer: Scorer, other: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> Measure:
-    """How much better the first ranks than the other: the mean over users of the difference of their NDCG@k.
-
-    Paired by user, so its interval is narrower than those of the two means. Arguments and errors as in `evaluate`.
-    """
-    ours_U, theirs_U = (ndcg_of_each(one, histories, targets, k=k) for one in (scorer, other))
-    return bootstrap({"difference": ours_U - theirs_U})["difference"]
-
-
 def _rankings(scorer: Scorer, histories: Histories, k: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """The users of each batch and their k best unseen items, int64 [B, k]."""
     for users_B in batches(histories.lengths, scorer.n_items):

@@ -200,7 +200,7 @@ class Fitting:
         if self.average is not None:
             self.average.update_parameters(self.model)
         values = torch.stack([loss / workers.size(), terms.reconstruction * share, terms.kl * share])
-        return workers.total(values.detach().double().cpu().numpy())
+        return workers.total(values.detach().double()).cpu().numpy()
 
     def _move_average(self, average: Any, weights: Any, n_averaged: Tensor | int) -> None:
         """One step of the moving average; a young one moves faster, or it would remember the first weights."""

@@ -32,8 +32,7 @@ def print_facts(title: str, facts: Mapping[str, object], as_json: bool) -> None:
 def print_metrics(title: str, metrics: Mapping[str, Measure], facts: Mapping[str, object], as_json: bool) -> None:
     """One row per metric, with its standard error and its 95% interval over users; the facts go into the JSON only."""
     if as_json:
-        measured = {name: asdict(measure) for name, measure in metrics.items()}
-        print(json.dumps({**facts, "metrics": measured}, default=str))
+        print(json.dumps({**facts, "metrics": _plain(metrics)}, default=str))
         return
     table = Table("metric", box=box.SIMPLE)
     for name in ("value", "standard error", "95% interval"):
@@ -56,16 +55,15 @@ def print_comparison(
     The JSON is that of `print_metrics` and `baselines`.
     """
     if as_json:
-        measured = {name: asdict(measure) for name, measure in metrics.items()}
         others = {
             name: {
                 "l2": baseline.l2,
-                "metrics": {metric: asdict(measure) for metric, measure in baseline.metrics.items()},
+                "metrics": _plain(baseline.metrics),
                 "ndcg@100_advantage": asdict(baseline.advantage),
             }
             for name, baseline in baselines.items()
         }
-        print(json.dumps({**facts, "metrics": measured, "baselines": others}, default=str))
+        print(json.dumps({**facts, "metrics": _plain(metrics), "baselines": others}, default=str))
         return
     headings = [name if b.l2 is None else f"{name.upper()} (l2 = {b.l2:g})" for name, b in baselines.items()]
     table = Table("metric", box=box.SIMPLE)
@@ -97,6 +95,10 @@ def print_table(title: str, rows: pl.DataFrame, digits: int = 3) -> None:
     for row in rows.iter_rows():
         table.add_row(*(_cell(value, digits) for value in row))
     _print(title, table)
+
+
+def _plain(metrics: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
+    return {name: asdict(measure) for name, measure in metrics.items()}
 
 
 def _cell(value: object, digits: int) -> str:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -61,6 +60,8 @@ def all_say(value: T) -> list[T]:
     return box
 
 
-def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums over the workers."""
-    return values if size() == 1 else np.sum(all_say(values), axis=0)
+def total(values: Tensor) -> Tensor:
+    """Sums over the workers, in place."""
+    if size() > 1:
+        dist.all_reduce(values)
+    return values

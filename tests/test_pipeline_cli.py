@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -313,10 +312,3 @@ def test_the_list_of_options_is_frozen() -> None:
 def test_help_names_every_option(command: str) -> None:
     printed = fine(command, "--help")
     assert all(option in printed for option in OPTIONS[command])
-
-
-def test_help_loads_neither_torch_nor_optuna() -> None:
-    code = "import sys, pipeline.cli as c; c.main(['--help'], standalone_mode=False); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Usage:" in done.stdout
-    assert not {"torch", "optuna"} & set(done.stdout.split())

@@ -179,14 +179,14 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_help_loads_no_torch() -> None:
+def test_help_loads_neither_torch_nor_optuna() -> None:
     done = run_python(
         "import sys\n"
         "from pipeline.cli import main\n"
         "sys.argv = ['pipeline', '--help']\n"
         "try:\n    main()\n"
         "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        "assert not {'torch', 'onnxruntime'} & set(sys.modules), 'too much is loaded'\n"
+        "assert not {'torch', 'onnxruntime', 'optuna'} & set(sys.modules), 'too much is loaded'\n"
     )
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout
