@@ -3,7 +3,8 @@
     manifest.json           config, formats with what the gate measured, metrics, digests of the files below
     items.parquet           the vocabulary: item_number, item_id, n_interactions, and any titles known
     weights.safetensors     float32, as in the checkpoint
-    model.onnx, model.torchscript.pt
+    model.onnx, model.torchscript.pt, model.pt2
+    model.onnx.data         the ONNX graph's weights, where they are too large for one file
 
 Opening needs neither the model's code nor torch.
 """
@@ -24,8 +25,10 @@ from pipeline.manifest import FileDigest, Manifest, digest, read_manifest
 from pipeline.metrics import Measure
 from pipeline.vocabulary import Vocabulary
 
-FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
+FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt", "pt2": "model.pt2"}
 """The formats, and the name of each one's file."""
+ONNX_WEIGHTS = "model.onnx.data"
+"""Where the ONNX graph keeps weights of 2 GB and more."""
 
 
 class Format(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -43,7 +46,7 @@ class BundleManifest(Manifest):
     """What a bundle says about itself."""
 
     kind: Literal["bundle"] = "bundle"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     checkpoint: FileDigest
     """The manifest of the checkpoint this bundle was made from."""
     config: Config
@@ -52,6 +55,8 @@ class BundleManifest(Manifest):
     """Of the test users, measured at the end of training."""
     n_items: int
     n_concepts: int
+    precision: Literal["fp32", "fp16", "int8"]
+    """Of the tables; exponentials, sums and the top k are float32 always."""
     formats: dict[str, Format]
 
     def parity(self) -> dict[str, Parity]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from export.bundle import FILES, BundleManifest, Format
 from export.formats import (
     OPSET,
     onnx_operators,
+    pt2_operators,
     random_operators,
     torchscript_operators,
     write_onnx,
+    write_pt2,
     write_torchscript,
 )
-from export.gate import check_parity, check_random
-from export.graph import RecommendationGraph
+from export.gate import Gate, check_random
+from export.graph import Precision, RecommendationGraph
 from pipeline.checkpoint import Checkpoint, read_checkpoint
 from pipeline.eager import EagerScorer
 from pipeline.histories import Histories
@@ -24,6 +27,7 @@ from pipeline.manifest import NAME as MANIFEST
 from pipeline.manifest import digest, digests, versions, write_manifest
 from pipeline.publish import publish_directory
 from pipeline.scorer import Scorer
+from pipeline.split import HeldOut
 
 GATE_USERS = 512
 """Real histories each format is held against, besides the edge cases."""
@@ -37,6 +41,7 @@ def export_bundle(
     output: Path,
     formats: Sequence[str],
     open_scorer: OpenScorer,
+    precision: Precision = "fp32",
     on_check: Callable[[str, Format], None] | None = None,
 ) -> BundleManifest:
     """Write a bundle whose every file was held against the eager model on the CPU.
@@ -46,6 +51,7 @@ def export_bundle(
         output: the bundle's folder; an older bundle there is replaced in one step.
         formats: of `FILES`.
         open_scorer: opens a format's file in a folder on a device.
+        precision: of the tables; see export/graph.py.
         on_check: called with each format that passed.
 
     Raises:
@@ -54,12 +60,12 @@ def export_bundle(
     """
     opened = read_checkpoint(checkpoint)
     model = opened.model().eval()
-    graph = RecommendationGraph(model).eval()
-    histories = gate_histories(opened)
+    graph = RecommendationGraph(model, precision).eval()
+    gate = Gate(EagerScorer(model), gate_histories(opened), gate_users(opened), precision)
     records: dict[str, Format] = {}
     with publish_directory(output) as folder:
         for form in formats:
-            records[form] = _write_checked(form, graph, folder, EagerScorer(model), histories, open_scorer)
+            records[form] = _write_checked(form, graph, folder, gate, open_scorer)
             if on_check is not None:
                 on_check(form, records[form])
         for name in ("items.parquet", "weights.safetensors"):
@@ -73,6 +79,7 @@ def export_bundle(
             metrics=opened.manifest.metrics,
             n_items=model.n_items,
             n_concepts=model.config.n_concepts,
+            precision=precision,
             formats=records,
         )
         write_manifest(folder, manifest)
@@ -94,16 +101,32 @@ def gate_histories(checkpoint: Checkpoint) -> Histories:
     return Histories.of([sorted(map(int, case)) for case in cases])
 
 
-def _write_checked(
-    form: str, graph: RecommendationGraph, folder: Path, model: Scorer, histories: Histories, open_scorer: OpenScorer
-) -> Format:
+def gate_users(checkpoint: Checkpoint) -> HeldOut:
+    """The held-out users the gate measures metrics on: test users, or validation users where there are none."""
+    return checkpoint.test if len(checkpoint.test) else checkpoint.validation
+
+
+def _write_checked(form: str, graph: RecommendationGraph, folder: Path, gate: Gate, open_scorer: OpenScorer) -> Format:
     path = folder / FILES[form]
     if form == "onnx":
-        write_onnx(graph, path)
+        write_onnx(graph, path, _facts(graph))
         operators = onnx_operators(path)
-    else:
+    elif form == "torchscript":
         write_torchscript(graph, path)
         operators = torchscript_operators(path)
+    else:
+        write_pt2(graph, path)
+        operators = pt2_operators(path)
     check_random(form, random_operators(operators))
-    parity = check_parity(form, open_scorer(folder, form, "cpu"), model, histories)
+    parity = gate.check(form, open_scorer(folder, form, "cpu"))
     return Format(file=path.name, opset=OPSET if form == "onnx" else None, operators=operators, parity=parity)
+
+
+def _facts(graph: RecommendationGraph) -> dict[str, str]:
+    return {
+        "model": "MacridVAE (Ma et al., NeurIPS 2019)",
+        "made_by": f"macrid {version('macrid')}",
+        "items": str(graph.n_items),
+        "concepts": str(graph.n_concepts),
+        "precision": graph.precision,
+    }

@@ -1,7 +1,7 @@
 """The file formats of the exported graph: how each is written, and which operators it holds.
 
-Both files are free of absolute paths, time stamps and names that depend on the process, so that the same weights give
-the same bytes. Reading them back is `scoring/runtimes.py`'s business.
+No file holds absolute paths, time stamps or names that depend on the process, so that the same weights give the same
+bytes. Reading them back is `scoring/runtimes.py`'s business.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,11 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 import torch
+from onnxscript import optimizer
+from torch.fx.experimental import _config as symbolic_shapes
 
+from export.bundle import ONNX_WEIGHTS
 from export.graph import INPUTS, OUTPUTS, RecommendationGraph
 
 OPSET = 20
+EXTERNAL_BYTES = 1_900_000_000
+"""Weights from here on lie in a file beside the ONNX graph: protobuf ends at 2 GiB."""
 RANDOM_ONNX_OPERATORS = {
     "Bernoulli",
     "Dropout",
@@ -32,6 +39,18 @@ RANDOM_ONNX_OPERATORS = {
     "RandomUniformLike",
 }
 """Operators of the ONNX standard whose output is drawn (https://onnx.ai/onnx/operators/)."""
+FOLDED_ELEMENTS = 1024
+"""The largest constant that is computed at export; slices of the item tables would double the file."""
+SHAPES: dict[str, list[str | None]] = {
+    "history_items": ["history_entries"],
+    "history_offsets": ["users_plus_1"],
+    "excluded": ["users", "excluded_per_user"],
+    "concept_weights": ["users", None],
+    "items": ["users", "k"],
+    "scores": ["users", "k"],
+    "concept_shares": ["users", "k", None],
+}
+"""Names of the sizes that vary."""
 
 
 def example(n_items: int, n_concepts: int) -> tuple[torch.Tensor, ...]:
@@ -46,28 +65,42 @@ def example(n_items: int, n_concepts: int) -> tuple[torch.Tensor, ...]:
     )
 
 
-def write_onnx(graph: RecommendationGraph, path: Path) -> None:
-    """Write an ONNX file (opset 20), its structure checked."""
+def varying_sizes() -> tuple[dict[int, Any], ...]:
+    """Which sizes of the inputs vary, as torch.export takes it."""
     auto = torch.export.Dim.AUTO
-    sizes: tuple[dict[int, Any], ...] = ({0: auto}, {0: auto}, {0: auto, 1: auto}, {}, {0: auto}, {})
+    return ({0: auto}, {0: auto}, {0: auto, 1: auto}, {}, {0: auto}, {})
+
+
+def write_onnx(graph: RecommendationGraph, path: Path, facts: dict[str, str]) -> None:
+    """Write an ONNX file (opset 20), its structure checked; large weights go to `ONNX_WEIGHTS` beside it.
+
+    Args:
+        graph: to write.
+        path: of the file.
+        facts: kept in the file as its metadata.
+    """
     with _quiet():
-        inputs = example(graph.n_items, graph.n_concepts)
         exported: Any = torch.onnx.export(
             graph,
-            inputs,
+            example(graph.n_items, graph.n_concepts),
             dynamo=True,
-            dynamic_shapes=sizes,
-            external_data=False,
+            dynamic_shapes=varying_sizes(),
             optimize=False,
             opset_version=OPSET,
             input_names=INPUTS,
             output_names=OUTPUTS,
             verbose=False,
         )
-    model = exported.model_proto
-    _scrub(model)
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+        model: onnx_ir.Model = exported.model
+        optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=_worth_folding)
+    _name(model, facts)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if weights >= EXTERNAL_BYTES:
+        model = onnx_ir.external_data.unload_from_model(
+            model, path.parent, ONNX_WEIGHTS, size_threshold_bytes=FOLDED_ELEMENTS
+        )
+    path.write_bytes(onnx_ir.to_proto(model).SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def onnx_operators(path: Path) -> dict[str, int]:
@@ -95,14 +128,36 @@ def torchscript_operators(path: Path) -> dict[str, int]:
     return dict(sorted(Counter(node.kind() for node in _script_nodes(module.inlined_graph)).items()))
 
 
+def write_pt2(graph: RecommendationGraph, path: Path) -> None:
+    """Write a torch.export file."""
+    # Sizes of 0 and 1 are sizes like others: a batch of one user, no history, nothing excluded.
+    sizes = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with _quiet(), sizes, torch.no_grad():
+        program = torch.export.export(
+            graph, example(graph.n_items, graph.n_concepts), dynamic_shapes=varying_sizes(), strict=False
+        )
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # absolute paths of our source files
+        torch.export.save(program, path)
+
+
+def pt2_operators(path: Path) -> dict[str, int]:
+    """How often each operator occurs in the file."""
+    nodes = torch.export.load(path).graph.nodes
+    targets = [node.target for node in nodes if node.op == "call_function"]
+    names = [target.name() if isinstance(target, torch._ops.OpOverload) else target.__name__ for target in targets]
+    return dict(sorted(Counter(names).items()))
+
+
 def random_operators(operators: Iterable[str]) -> list[str]:
-    """Those of the named operators (of either format) whose output is drawn from a random number generator."""
+    """Those of the named operators (of any format) whose output is drawn from a random number generator."""
     return [name for name in operators if name in RANDOM_ONNX_OPERATORS or _torch_draws(name)]
 
 
 def _torch_draws(name: str) -> bool:
     """Whether torch itself tags any overload of the operator as depending on the random seed."""
     namespace, _, operator = name.partition("::")
+    operator = operator.partition(".")[0]
     packet = getattr(getattr(torch.ops, namespace), operator, None) if namespace == "aten" else None
     if packet is None:
         return False
@@ -136,7 +191,7 @@ def _script_nodes(block: Any) -> Iterator[Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what is no news to the user: torch.jit is deprecated, and the exporter does without optional packages."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -158,11 +213,38 @@ def _nodes(body: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
-def _scrub(message: Any) -> None:
-    """Drop stack traces and other notes of the exporter: they hold absolute paths."""
-    for field, value in message.ListFields():
-        if field.name in ("doc_string", "metadata_props"):
-            message.ClearField(field.name)
-        elif field.message_type:
-            for child in value if field.is_repeated else [value]:
-                _scrub(child)
+def _worth_folding(node: onnx_ir.Node) -> bool | None:
+    """False where an input is a table; None leaves it to the optimizer."""
+    constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+    return False if any(constant.size > FOLDED_ELEMENTS for constant in constants) else None
+
+
+def _name(model: onnx_ir.Model, facts: dict[str, str]) -> None:
+    """Name nodes by where they stand in the model and sizes by what they are; drop notes that hold absolute paths."""
+    for node in model.graph.all_nodes():
+        scopes = literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        name = (node.name or node.op_type).removeprefix("node_")
+        node.name = "/".join([*(scope for scope in scopes[:-1] if scope and not scope.startswith("_")), name])
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        if value.name in SHAPES and value.shape is not None:
+            sizes = zip(SHAPES[value.name], value.shape, strict=True)
+            value.shape = onnx_ir.Shape([name or size for name, size in sizes])
+        value.metadata_props.clear()
+    for value in _inner_values(model.graph):
+        value.shape = None  # sizes under names that only the exporter knows
+        value.metadata_props.clear()
+    for initializer in model.graph.initializers.values():
+        initializer.metadata_props.clear()
+    model.graph.name = "MacridVAE"
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props.update(facts)
+    model.doc_string = "Top-k recommendations of MacridVAE: see docs/serving.md of macrid."
+
+
+def _inner_values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
+    outputs = set(graph.outputs)
+    for node in graph.all_nodes():
+        yield from (value for value in node.outputs if value not in outputs)

@@ -1,19 +1,29 @@
 """The exported graph: MacridVAE's inference as one pure function of its inputs, the same contract in every format.
 
 Nothing here draws a random number. What depends only on the weights (item vectors of length 1, concept shares) is
-computed once, at export. A history is gathered into a padded row per user; padding, and item number n_items, is an
-item of zeros. A history is a set: it is sorted, so that order does not change a bit of the result, and repeats are
-dropped.
+computed once, at export. A history is a set: it is sorted, so that order does not change a bit of the result, and
+repeats are dropped.
 
-The decoder adds one concept after another: a few [B, P] tables are alive at once, never [B, C, P]. No exponential
-overflows (see pipeline/loss.py).
+The decoder reads the catalogue in chunks and keeps the best k of each, so what lives at once is a [B, C, W] tile,
+whatever the size of the catalogue. With z_bc the vector of user b in concept c, h_i and a_ic those of an item, and w_bc
+the concept weights, the model says p(i|b) ~ sum_c w_bc a_ic exp(z_bc . h_i / t). One product gives every exponent:
+    query_bc = (z_bc / t, one-hot of c, ln w_bc - 1 / t)        row_i = (h_i, ln a_i1 .. ln a_iC, 1)
+    query_bc . row_i = ln(w_bc a_ic) + (z_bc . h_i - 1) / t
+It is at most ln w_bc: no exponential overflows; and since t is at least 0.025, that of an item's main concept does not
+vanish either (exp(-80) / C).
 
-Shape letters: B users, L longest history, C concepts, D dimensions, H hidden units, I items of the catalogue, P = I +
-1 (the last row is zeros), N items of all histories together, E excluded items per user, k places.
+`precision` says how the large tables are kept and multiplied; exponentials, sums and the top k are float32 always:
+- fp32: float32 throughout.
+- fp16: tables in half precision, the decoder's product too (a GPU's tensor cores), the encoder's in float32.
+- int8: each row as int8 with a float32 scale, multiplied in float32: a quarter of the size.
+
+Shape letters: B users, L longest history, C concepts, D dimensions, E = D + C + 1, H hidden units, I items of the
+catalogue, W items of a chunk, N items of all histories together, X excluded items per user, k places.
 """
 
 # No `from __future__ import annotations`: TorchScript reads the types of the attributes below.
 import copy
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,37 +34,167 @@ from pipeline.ranking import in_order, top_k
 
 INPUTS = ("history_items", "history_offsets", "excluded", "allowed", "concept_weights", "k")
 OUTPUTS = ("items", "scores", "concept_shares")
+Precision = Literal["fp32", "fp16", "int8"]
+CHUNK_ITEMS = 8192
+"""Items of a chunk: 4,096 to 16,384 were equally fast (docs/benchmarks.md)."""
+
+
+class Table(nn.Module):
+    """One row per item, kept in some precision."""
+
+    values: Tensor
+    """[I, any width]"""
+    scale: Tensor
+    """float32 [I, 1], or of no rows where values need none."""
+
+    def __init__(self, rows: Tensor, precision: str) -> None:
+        super().__init__()
+        scale = rows.new_empty(0, 1)
+        if precision == "int8":
+            scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+            rows = (rows / scale).round().to(torch.int8)
+        self.register_buffer("values", rows.half() if precision == "fp16" else rows)
+        self.register_buffer("scale", scale)
+        self.scaled = precision == "int8"
+
+    def forward(self, item: Tensor) -> Tensor:
+        """Rows of items (any shape of numbers), float32."""
+        rows = self.values[item].to(torch.float32)
+        if self.scaled:
+            rows = rows * self.scale[item]
+        return rows
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Consecutive rows, float32."""
+        rows = self.values[start:stop].to(torch.float32)
+        if self.scaled:
+            rows = rows * self.scale[start:stop]
+        return rows
+
+
+class HistoryEncoder(nn.Module):
+    """Histories -> the mean vector of each concept of each user."""
+
+    log_shares: Tensor
+    """[I, C], ln a_ic."""
+    input_bias: Tensor
+    """[H]"""
+
+    def __init__(self, model: MacridVAE, log_shares: Tensor, precision: str) -> None:
+        super().__init__()
+        self.n_items = model.n_items
+        self.per_concept_norm = model.config.history_norm == "per-concept"
+        encoder, size = model.encoder, model.config.embedding_size
+        self.input = Table(encoder.input.weight.detach(), precision)
+        self.register_buffer("log_shares", log_shares)
+        self.register_buffer("input_bias", encoder.input.bias.detach().clone())
+        self.hidden = nn.ModuleList(copy.deepcopy(layer) for layer in encoder.hidden)
+        self.mean = nn.Linear(encoder.output.in_features, size)
+        self.mean.load_state_dict({"weight": encoder.output.weight[:size], "bias": encoder.output.bias[:size]})
+
+    def forward(self, history_items: Tensor, history_offsets: Tensor) -> Tensor:
+        """[B, C, D], of length 1."""
+        history_BL = self.padded(history_items, history_offsets)
+        here_BL = history_BL < self.n_items
+        item_BL = history_BL.clamp_max(self.n_items - 1)
+        weight_BLC = self.log_shares[item_BL].exp() * here_BL[:, :, None]
+        if self.per_concept_norm:
+            weight_BLC = weight_BLC / weight_BLC.square().sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
+        else:
+            weight_BLC = weight_BLC / here_BL.sum(dim=1).clamp_min(1).to(weight_BLC.dtype).sqrt()[:, None, None]
+        hidden_BCH = torch.tanh(weight_BLC.transpose(1, 2) @ self.input(item_BL) + self.input_bias)
+        for layer in self.hidden:
+            hidden_BCH = torch.tanh(layer(hidden_BCH))
+        return F.normalize(self.mean(hidden_BCH), dim=-1)
+
+    def padded(self, history_items: Tensor, history_offsets: Tensor) -> Tensor:
+        """Histories as sorted rows without repeats, [B, L], filled up with n_items."""
+        n = history_items.shape[0]
+        start_B1 = history_offsets[:-1, None]
+        length_B1 = history_offsets[1:, None] - start_B1
+        position_1L = torch.arange(_size(length_B1.max().clamp_min(1), 1), device=history_items.device)[None]
+        at_BL = torch.where(position_1L < length_B1, start_B1 + position_1L, n)
+        history_BL = F.pad(history_items, (0, 1), value=float(self.n_items))[at_BL]
+        history_BL = torch.sort(history_BL, dim=1)[0]
+        repeated_BL = F.pad(history_BL[:, 1:] == history_BL[:, :-1], (1, 0))
+        return history_BL.masked_fill(repeated_BL, self.n_items)
+
+
+class CatalogueDecoder(nn.Module):
+    """Vectors of users -> the best items of the catalogue, chunk by chunk."""
+
+    log_shares: Tensor
+    """[I, C], ln a_ic."""
+
+    def __init__(self, model: MacridVAE, log_shares: Tensor, precision: str) -> None:
+        super().__init__()
+        self.n_items, self.n_concepts = model.n_items, model.config.n_concepts
+        self.temperature, self.chunk_items = model.config.temperature, CHUNK_ITEMS
+        self.item_vectors = Table(model.items().detach(), precision)
+        self.register_buffer("log_shares", log_shares)
+        self.half_product = precision == "fp16"
+
+    def queries(self, mean_BCD: Tensor, concept_weights: Tensor) -> Tensor:
+        """[B, C, E]; a weight of 0 is exp(-300), which is 0."""
+        log_weight_BC = torch.where(concept_weights > 0, concept_weights.log(), -300.0) - 1 / self.temperature
+        one_hot_BCC = torch.eye(self.n_concepts, device=mean_BCD.device).expand(mean_BCD.shape[0], -1, -1)
+        return torch.cat([mean_BCD / self.temperature, one_hot_BCC, log_weight_BC[:, :, None]], dim=2)
+
+    def forward(self, query_BCE: Tensor, excluded: Tensor, allowed: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each user the k largest likelihoods [B, k], their items, and the sum over the whole catalogue [B, 1].
+
+        Likelihoods are p(i|b) but for one factor per user; 0 where fewer than k items may be returned.
+        """
+        total_B1 = torch.zeros_like(query_BCE[:, :1, 0])
+        likelihoods: list[Tensor] = []
+        items: list[Tensor] = []
+        for start in range(0, self.n_items, self.chunk_items):
+            stop = min(start + self.chunk_items, self.n_items)
+            q_BW = self.likelihoods(query_BCE, start, stop)
+            total_B1 = total_B1 + q_BW.sum(dim=1, keepdim=True)
+            elsewhere_BX = ((excluded < start) | (excluded >= stop)).to(q_BW.dtype)
+            at_BX = (excluded - start).clamp(0, stop - start - 1)
+            q_BW = (q_BW * allowed[start:stop]).scatter_reduce(1, at_BX, elsewhere_BX, "prod")
+            q_Bk, at_Bk = top_k(q_BW, _smaller(k, stop - start))
+            # By item, so that position decides ties between candidates as the item's number would.
+            at_Bk, order_Bk = torch.sort(at_Bk, dim=1)
+            likelihoods.append(q_Bk.gather(1, order_Bk))
+            items.append(at_Bk + start)
+        q_BM, item_BM = torch.cat(likelihoods, dim=1), torch.cat(items, dim=1)
+        _at_most(k, q_BM.shape[1])
+        q_Bk, at_Bk = top_k(q_BM, k)
+        return q_Bk, item_BM.gather(1, at_Bk), total_B1
+
+    def likelihoods(self, query_BCE: Tensor, start: int, stop: int) -> Tensor:
+        """Sum over concepts of exp(query . row) of consecutive items, [B, W]."""
+        row_WE = self.rows(self.item_vectors.chunk(start, stop), self.log_shares[start:stop])
+        if self.half_product:
+            exponent_BCW = (query_BCE.half() @ row_WE.half().T).to(torch.float32)
+        else:
+            exponent_BCW = query_BCE @ row_WE.T
+        return exponent_BCW.exp().sum(dim=1)
+
+    def rows(self, vectors: Tensor, log_shares: Tensor) -> Tensor:
+        """The rows of items, [..., E]."""
+        return torch.cat([vectors, log_shares, torch.ones_like(log_shares[..., :1])], dim=-1)
+
+    def concept_shares(self, query_BCE: Tensor, item_Bk: Tensor) -> Tensor:
+        """Each concept's share of the likelihood of these items, [B, k, C]."""
+        row_BkE = self.rows(self.item_vectors(item_Bk), self.log_shares[item_Bk])
+        term_BkC = (row_BkE @ query_BCE.transpose(1, 2)).exp()
+        return term_BkC / term_BkC.sum(dim=2, keepdim=True).clamp_min(1e-37)
 
 
 class RecommendationGraph(nn.Module):
     """Top-K items of a batch of histories, with scores and concept shares; see `forward`."""
 
-    item_vectors: Tensor
-    """[P, D], of length 1."""
-    item_concepts: Tensor
-    """[P, C]"""
-    encoder_input_weight: Tensor
-    """[P, H]"""
-    encoder_input_bias: Tensor
-    """[H]"""
-
-    def __init__(self, model: MacridVAE) -> None:
+    def __init__(self, model: MacridVAE, precision: Precision = "fp32") -> None:
         super().__init__()
-        self.n_items, self.n_concepts = model.n_items, model.config.n_concepts
-        self.temperature = model.config.temperature
-        self.per_concept_norm = model.config.history_norm == "per-concept"
-        size = model.config.embedding_size
-        encoder = model.encoder
+        self.n_items, self.n_concepts, self.precision = model.n_items, model.config.n_concepts, precision
         with torch.no_grad():
-            self.register_buffer("item_vectors", F.pad(model.items(), (0, 0, 0, 1)))
-            self.register_buffer("item_concepts", F.pad(model.assignment(), (0, 0, 0, 1)))
-            self.register_buffer("encoder_input_weight", F.pad(encoder.input.weight, (0, 0, 0, 1)))
-            self.register_buffer("encoder_input_bias", encoder.input.bias.clone())
-            self.encoder_hidden = nn.ModuleList(copy.deepcopy(layer) for layer in encoder.hidden)
-            self.encoder_mean = nn.Linear(encoder.output.in_features, size)
-            self.encoder_mean.load_state_dict(
-                {"weight": encoder.output.weight[:size], "bias": encoder.output.bias[:size]}
-            )
+            log_shares = model.assignment().clamp_min(1e-38).log()
+            self.encoder = HistoryEncoder(model, log_shares, precision)
+            self.decoder = CatalogueDecoder(model, log_shares, precision)
 
     def forward(
         self,
@@ -70,7 +210,7 @@ class RecommendationGraph(nn.Module):
         Args:
             history_items: int64 [N], item numbers 0..n_items (n_items: an unknown item, ignored), user after user.
             history_offsets: int64 [B + 1], where each user's items start; the last is N. An empty history is legal.
-            excluded: int64 [B, E], items never to return, padded with n_items.
+            excluded: int64 [B, X], items never to return, padded with n_items.
             allowed: bool [n_items], the items that may be returned.
             concept_weights: float32 [B, C], multiplies each concept's term; 1 everywhere is the plain model.
             k: int64 scalar, 1 or more.
@@ -81,65 +221,20 @@ class RecommendationGraph(nn.Module):
             concept_shares float32 [B, k, C]: each concept's share of p(item | user); 0 at item -1.
         """
         places = _size(k, 1)
-        mean_BCD = self.encode(history_items, history_offsets)
-        q_BP = self.likelihoods(mean_BCD, concept_weights)
-        log_total_B1 = q_BP.sum(dim=1, keepdim=True).log()
-        allowed_P = F.pad(allowed.to(q_BP.dtype), (0, 1))
         within = _smaller(places, self.n_items)
-        q_Bk, item_Bk = top_k((q_BP * allowed_P).scatter(1, excluded, 0.0), within)
+        query_BCE = self.decoder.queries(self.encoder(history_items, history_offsets), concept_weights)
+        q_Bk, item_Bk, total_B1 = self.decoder(query_BCE, excluded, allowed, within)
         missing_Bk = q_Bk <= 0
-        score_Bk = (q_Bk.log() - log_total_B1).masked_fill(missing_Bk, float("-inf"))
+        score_Bk = (q_Bk.log() - total_B1.log()).masked_fill(missing_Bk, float("-inf"))
         score_Bk, item_Bk = in_order(score_Bk, item_Bk.masked_fill(missing_Bk, self.n_items))
+        missing_Bk = item_Bk == self.n_items
+        shares_BkC = self.decoder.concept_shares(query_BCE, item_Bk.clamp_max(self.n_items - 1))
         absent = places - within
-        score_Bk = F.pad(score_Bk, (0, absent), value=float("-inf"))
-        item_Bk = F.pad(item_Bk, (0, absent), value=float(self.n_items))
-        shares_BkC = self.concept_shares(mean_BCD, concept_weights, item_Bk)
-        return item_Bk.masked_fill(item_Bk == self.n_items, -1), score_Bk, shares_BkC
-
-    def encode(self, history_items: Tensor, history_offsets: Tensor) -> Tensor:
-        """Mean vector of each concept of each user, [B, C, D], of length 1."""
-        history_BL = self.padded(history_items, history_offsets)
-        weight_BLC = self.item_concepts[history_BL]
-        if self.per_concept_norm:
-            weight_BLC = weight_BLC / weight_BLC.square().sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
-        else:
-            length_B = (history_BL < self.n_items).sum(dim=1).clamp_min(1)
-            weight_BLC = weight_BLC / length_B.to(weight_BLC.dtype).sqrt()[:, None, None]
-        sum_BCH = weight_BLC.transpose(1, 2) @ self.encoder_input_weight[history_BL]
-        hidden_BCH = torch.tanh(sum_BCH + self.encoder_input_bias)
-        for layer in self.encoder_hidden:
-            hidden_BCH = torch.tanh(layer(hidden_BCH))
-        return F.normalize(self.encoder_mean(hidden_BCH), dim=-1)
-
-    def padded(self, history_items: Tensor, history_offsets: Tensor) -> Tensor:
-        """Histories as sorted rows without repeats, [B, L], filled up with n_items."""
-        n = history_items.shape[0]
-        start_B1 = history_offsets[:-1, None]
-        length_B1 = history_offsets[1:, None] - start_B1
-        position_1L = torch.arange(_size(length_B1.max().clamp_min(1), 1), device=history_items.device)[None]
-        at_BL = torch.where(position_1L < length_B1, start_B1 + position_1L, n)
-        history_BL = F.pad(history_items, (0, 1), value=float(self.n_items))[at_BL]
-        history_BL = torch.sort(history_BL, dim=1)[0]
-        repeated_BL = F.pad(history_BL[:, 1:] == history_BL[:, :-1], (1, 0))
-        return history_BL.masked_fill(repeated_BL, self.n_items)
-
-    def likelihoods(self, mean_BCD: Tensor, concept_weights: Tensor) -> Tensor:
-        """sum_c weight_bc a_ic exp(cos(z_bc, h_i) / t), [B, P]: p(i|u) but for a factor per user; last column 0."""
-        scaled_BCD = mean_BCD / self.temperature
-        q_BP = self._likelihood(scaled_BCD, concept_weights, 0)
-        for c in range(1, self.n_concepts):
-            q_BP = q_BP + self._likelihood(scaled_BCD, concept_weights, c)
-        return q_BP
-
-    def _likelihood(self, scaled_BCD: Tensor, concept_weights: Tensor, c: int) -> Tensor:
-        match_BP = torch.exp(scaled_BCD[:, c] @ self.item_vectors.T)
-        return match_BP * (concept_weights[:, c, None] * self.item_concepts[:, c])
-
-    def concept_shares(self, mean_BCD: Tensor, concept_weights: Tensor, item_Bk: Tensor) -> Tensor:
-        """Each concept's share of the likelihood of these items, [B, k, C]; 0 for item n_items."""
-        cos_BkC = self.item_vectors[item_Bk] @ mean_BCD.transpose(1, 2)
-        term_BkC = torch.exp(cos_BkC / self.temperature) * self.item_concepts[item_Bk] * concept_weights[:, None]
-        return term_BkC / term_BkC.sum(dim=2, keepdim=True).clamp_min(1e-37)
+        return (
+            F.pad(item_Bk.masked_fill(missing_Bk, -1), (0, absent), value=-1.0),
+            F.pad(score_Bk, (0, absent), value=float("-inf")),
+            F.pad(shares_BkC.masked_fill(missing_Bk[:, :, None], 0.0), (0, 0, 0, absent)),
+        )
 
 
 def _size(value: Tensor, least: int) -> int:
@@ -158,5 +253,10 @@ def _smaller(k: int, n_items: int) -> int:
     else:
         within: int = torch.sym_min(k, n_items)
         torch._check(within >= 1)
-        torch._check(within <= n_items)
+        _at_most(within, n_items)
         return within
+
+
+def _at_most(k: int, size: int) -> None:
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        torch._check(k <= size)

@@ -1,7 +1,7 @@
 """The model itself as a scorer: for validation, for evaluating a checkpoint, and to hold exported graphs against.
 
 Plain and separate from the exported graph on purpose: two forms of one formula that must agree. The catalogue is
-decoded in slices; what grows with it is one score per user and item.
+decoded in slices; what grows with it is one score per user and item, so users are ranked a group at a time.
 
 Shape letters: B users, C concepts, D dimensions, I items of the catalogue, N items of all histories together, k
 places.
@@ -22,6 +22,8 @@ from pipeline.scorer import TopK
 
 SLICE_ELEMENTS = 2**24
 """Elements of one [C, B, slice] tile of the catalogue: 64 MiB."""
+TABLE_SCORES = 2**26
+"""Users times catalogue that are ranked at once, at most (but one user at least): 256 MiB."""
 
 
 def to_batch(histories: Histories, device: torch.device) -> Batch:
@@ -51,7 +53,6 @@ class EagerScorer:
         self.n_items = model.n_items
         self.n_concepts = model.config.n_concepts
 
-    @torch.inference_mode()
     def __call__(
         self,
         histories: Histories,
@@ -62,6 +63,26 @@ class EagerScorer:
         concept_weights: NDArray[np.float32] | None = None,
     ) -> TopK:
         """Top-K of each history; arguments and result as in `pipeline.scorer.Scorer`."""
+        most = max(1, TABLE_SCORES // self.n_items)
+        if len(histories) <= most:
+            return self._rank(histories, k, excluded, allowed, concept_weights)
+        parts = []
+        for start in range(0, len(histories), most):
+            rows = np.arange(start, min(start + most, len(histories)))
+            excluded_here = None if excluded is None else excluded.take(rows)
+            weights_here = None if concept_weights is None else concept_weights[rows]
+            parts.append(self._rank(histories.take(rows), k, excluded_here, allowed, weights_here))
+        return TopK(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    @torch.inference_mode()
+    def _rank(
+        self,
+        histories: Histories,
+        k: int,
+        excluded: Histories | None,
+        allowed: NDArray[np.bool_] | None,
+        concept_weights: NDArray[np.float32] | None,
+    ) -> TopK:
         device, dtype = self.model.item_embedding.device, self.model.item_embedding.dtype
         weight_CB = torch.ones(self.n_concepts, len(histories), device=device, dtype=dtype)
         if concept_weights is not None:

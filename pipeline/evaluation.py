@@ -65,13 +65,21 @@ def evaluate(
     return {name: measures[name] for name in names}
 
 
+def of_each(
+    scorer: Scorer, histories: Histories, targets: Histories, cutoffs: Mapping[str, Sequence[int]]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics of `metrics.PER_USER`, each user's value, float64 [U]. Arguments, names and errors as in `evaluate`."""
+    _check(scorer, histories, targets)
+    values = {f"{name}@{k}": np.empty(len(targets)) for name, ks in cutoffs.items() for k in ks}
+    for users_B, top_Bk in _rankings(scorer, histories, max(k for ks in cutoffs.values() for k in ks)):
+        for name, value_B in per_user(top_Bk, targets.take(users_B), cutoffs).items():
+            values[name][users_B] = value_B
+    return values
+
+
 def ndcg_of_each(scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> NDArray[np.float64]:
     """NDCG@k of each user, float64 [U]. Arguments and errors as in `evaluate`."""
-    _check(scorer, histories, targets)
-    ndcg_U = np.empty(len(targets))
-    for users_B, top_Bk in _rankings(scorer, histories, k):
-        ndcg_U[users_B] = per_user(top_Bk, targets.take(users_B), {"ndcg": (k,)})[f"ndcg@{k}"]
-    return ndcg_U
+    return of_each(scorer, histories, targets, {"ndcg": (k,)})[f"ndcg@{k}"]
 
 
 def mean_ndcg(scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> float:

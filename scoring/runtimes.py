@@ -33,7 +33,7 @@ def open_scorer(directory: Path, form: str, device: str) -> Scorer:
 
     Args:
         directory: the bundle.
-        form: onnx or torchscript.
+        form: of `FILES`.
         device: cpu or cuda.
 
     Raises:
@@ -42,7 +42,9 @@ def open_scorer(directory: Path, form: str, device: str) -> Scorer:
     path = directory / FILES[form]
     if not path.is_file():
         raise InputError(f"{directory} holds no {form} graph ({path.name}). Run: pipeline export --format {form}")
-    return open_onnx(path, device) if form == "onnx" else open_torchscript(path, device)
+    if form == "onnx":
+        return open_onnx(path, device)
+    return open_torchscript(path, device) if form == "torchscript" else open_pt2(path, device)
 
 
 def scoring_device(form: str, wanted: str) -> str:
@@ -118,21 +120,47 @@ def open_torchscript(path: Path, device: str) -> GraphScorer:
     """Open a TorchScript file in torch."""
     import torch
 
+    _check_cuda(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch.jit; see docs/decisions.md
+        module: Any = torch.jit.load(path, map_location=device)
+    return GraphScorer(module.n_items, module.n_concepts, _torch_run(module, device))
+
+
+def open_pt2(path: Path, device: str) -> GraphScorer:
+    """Open a torch.export file in torch."""
+    import torch
+
+    _check_cuda(device)
+    program = torch.export.load(path)
+    if device == "cuda":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, "cuda")
+    shapes = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
+    n_items, n_concepts = int(shapes["allowed"][0]), int(shapes["concept_weights"][1])
+    return GraphScorer(n_items, n_concepts, _torch_run(program.module(), device))
+
+
+def _check_cuda(device: str) -> None:
+    import torch
+
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--device cuda was asked for, but torch finds no CUDA device. "
             "Run on a machine with a GPU and a CUDA build of torch, or choose --device cpu."
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch.jit; see docs/decisions.md
-        module: Any = torch.jit.load(path, map_location=device)
+
+
+def _torch_run(module: Any, device: str) -> Run:
+    import torch
 
     def run(inputs: Inputs) -> list[NDArray[Any]]:
         with torch.inference_mode():
             outputs = module(*(torch.from_numpy(array).to(device) for array in inputs.values()))
         return [output.cpu().numpy() for output in outputs]
 
-    return GraphScorer(module.n_items, module.n_concepts, run)
+    return run
 
 
 def padded(excluded: Histories | None, n_users: int, n_items: int) -> NDArray[np.int64]:

@@ -38,7 +38,9 @@ def random_histories(lengths: list[int], n_items: int, seed: int = 0) -> Histori
 
 def write_small_checkpoint(path: Path, config: Config = SMALL, n_items: int = SMALL_ITEMS) -> None:
     rng = np.random.default_rng(3)
-    held_out = HeldOut(random_histories([3, 9, 30], n_items, 1), random_histories([2, 2, 5], n_items, 2))
+    whole = random_histories([5, 11, 35], n_items, 1)
+    shown = [whole[user][:-2].tolist() for user in range(3)]
+    held_out = HeldOut(Histories.of(shown), Histories.of([whole[user][-2:].tolist() for user in range(3)]))
     write_checkpoint(
         path,
         config=config,
@@ -79,5 +81,5 @@ def bundle(checkpoint: Path) -> Path:
     from scoring.runtimes import open_scorer
 
     path = checkpoint.parent / "bundle"
-    export_bundle(checkpoint, path, ["onnx", "torchscript"], open_scorer)
+    export_bundle(checkpoint, path, ["onnx", "torchscript", "pt2"], open_scorer)
     return path

@@ -18,7 +18,7 @@ from pipeline.histories import Histories
 from pipeline.scorer import Scorer, TopK
 from scoring.runtimes import open_scorer, padded, scoring_device
 
-CPU = ["eager", "onnx", "torchscript"]
+CPU = ["eager", "onnx", "torchscript", "pt2"]
 CUDA = [pytest.param(f"{name}-cuda", marks=pytest.mark.gpu) for name in CPU]
 BATCHES = {
     "one user": [7],
