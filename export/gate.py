@@ -53,8 +53,8 @@ class Tolerance(NamedTuple):
 
 TOLERANCES = {
     "fp32": Tolerance(score=1e-4, share=1e-3, tie=1e-5, overlap=0.999, loss=1e-4),
-    "fp16": Tolerance(score=1e-2, share=1e-2, tie=1e-2, overlap=0.998, loss=5e-4),
-    "int8": Tolerance(score=2e-1, share=1e-1, tie=2e-1, overlap=0.98, loss=1e-3),
+    "fp16": Tolerance(score=1e-2, share=1e-2, tie=1e-2, overlap=0.999, loss=5e-4),
+    "int8": Tolerance(score=1e-1, share=5e-2, tie=1e-1, overlap=0.99, loss=1e-3),
 }
 
 

@@ -5,7 +5,7 @@ computed once, at export. A history is a set: it is sorted, so that order does n
 repeats are dropped.
 
 The decoder reads the catalogue in chunks and keeps the best k of each, so what lives at once is a [B, C, W] tile,
-whatever the size of the catalogue. With z_bc the vector of user b in concept c, h_i and a_ic those of an item, and w_bc
+whatever the size of the catalogue. In ONNX the chunks are the steps of one Scan: the graph does not grow either. With z_bc the vector of user b in concept c, h_i and a_ic those of an item, and w_bc
 the concept weights, the model says p(i|b) ~ sum_c w_bc a_ic exp(z_bc . h_i / t). One product gives every exponent:
     query_bc = (z_bc / t, one-hot of c, ln w_bc - 1 / t)        row_i = (h_i, ln a_i1 .. ln a_iC, 1)
     query_bc . row_i = ln(w_bc a_ic) + (z_bc . h_i - 1) / t
@@ -18,7 +18,8 @@ vanish either (exp(-80) / C).
 - int8: each row as int8 with a float32 scale, multiplied in float32: a quarter of the size.
 
 Shape letters: B users, L longest history, C concepts, D dimensions, E = D + C + 1, H hidden units, I items of the
-catalogue, W items of a chunk, N items of all histories together, X excluded items per user, k places.
+catalogue, G chunks of it, W items of a chunk (the last one is filled up), N items of all histories together, X excluded
+items per user, k places.
 """
 
 # No `from __future__ import annotations`: TorchScript reads the types of the attributes below.
@@ -28,6 +29,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 from pipeline.model import MacridVAE
 from pipeline.ranking import in_order, top_k
@@ -36,57 +38,50 @@ INPUTS = ("history_items", "history_offsets", "excluded", "allowed", "concept_we
 OUTPUTS = ("items", "scores", "concept_shares")
 Precision = Literal["fp32", "fp16", "int8"]
 CHUNK_ITEMS = 8192
-"""Items of a chunk: 4,096 to 16,384 were equally fast (docs/benchmarks.md)."""
+"""Items of a chunk, at most: 4,096 to 16,384 were equally fast (docs/benchmarks.md)."""
+ABSENT = -300.0
+"""The logarithm of nothing: its exponential is 0 in float32, and it is a number in float16."""
 
 
 class Table(nn.Module):
-    """One row per item, kept in some precision."""
+    """Rows of numbers, kept in some precision."""
 
     values: Tensor
-    """[I, any width]"""
+    """[..., any width]"""
     scale: Tensor
-    """float32 [I, 1], or of no rows where values need none."""
+    """float32 [..., 1]: what int8 values are multiplied by; 1 for other precisions."""
 
     def __init__(self, rows: Tensor, precision: str) -> None:
         super().__init__()
-        scale = rows.new_empty(0, 1)
+        scale = torch.ones_like(rows[..., :1])
         if precision == "int8":
-            scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+            scale = rows.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
             rows = (rows / scale).round().to(torch.int8)
         self.register_buffer("values", rows.half() if precision == "fp16" else rows)
         self.register_buffer("scale", scale)
         self.scaled = precision == "int8"
 
-    def forward(self, item: Tensor) -> Tensor:
-        """Rows of items (any shape of numbers), float32."""
-        rows = self.values[item].to(torch.float32)
-        if self.scaled:
-            rows = rows * self.scale[item]
-        return rows
-
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """Consecutive rows, float32."""
-        rows = self.values[start:stop].to(torch.float32)
-        if self.scaled:
-            rows = rows * self.scale[start:stop]
-        return rows
+    def rows(self, values: Tensor, scale: Tensor) -> Tensor:
+        """Some of the rows, float32."""
+        rows = values.to(torch.float32)
+        return rows * scale if self.scaled else rows
 
 
 class HistoryEncoder(nn.Module):
     """Histories -> the mean vector of each concept of each user."""
 
-    log_shares: Tensor
-    """[I, C], ln a_ic."""
+    item_concepts: Tensor
+    """[I, C], a_ic."""
     input_bias: Tensor
     """[H]"""
 
-    def __init__(self, model: MacridVAE, log_shares: Tensor, precision: str) -> None:
+    def __init__(self, model: MacridVAE, precision: str) -> None:
         super().__init__()
         self.n_items = model.n_items
         self.per_concept_norm = model.config.history_norm == "per-concept"
         encoder, size = model.encoder, model.config.embedding_size
         self.input = Table(encoder.input.weight.detach(), precision)
-        self.register_buffer("log_shares", log_shares)
+        self.register_buffer("item_concepts", model.assignment())
         self.register_buffer("input_bias", encoder.input.bias.detach().clone())
         self.hidden = nn.ModuleList(copy.deepcopy(layer) for layer in encoder.hidden)
         self.mean = nn.Linear(encoder.output.in_features, size)
@@ -97,12 +92,13 @@ class HistoryEncoder(nn.Module):
         history_BL = self.padded(history_items, history_offsets)
         here_BL = history_BL < self.n_items
         item_BL = history_BL.clamp_max(self.n_items - 1)
-        weight_BLC = self.log_shares[item_BL].exp() * here_BL[:, :, None]
+        weight_BLC = self.item_concepts[item_BL] * here_BL[:, :, None]
         if self.per_concept_norm:
             weight_BLC = weight_BLC / weight_BLC.square().sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
         else:
             weight_BLC = weight_BLC / here_BL.sum(dim=1).clamp_min(1).to(weight_BLC.dtype).sqrt()[:, None, None]
-        hidden_BCH = torch.tanh(weight_BLC.transpose(1, 2) @ self.input(item_BL) + self.input_bias)
+        row_BLH = self.input.rows(self.input.values[item_BL], self.input.scale[item_BL])
+        hidden_BCH = torch.tanh(weight_BLC.transpose(1, 2) @ row_BLH + self.input_bias)
         for layer in self.hidden:
             hidden_BCH = torch.tanh(layer(hidden_BCH))
         return F.normalize(self.mean(hidden_BCH), dim=-1)
@@ -124,19 +120,27 @@ class CatalogueDecoder(nn.Module):
     """Vectors of users -> the best items of the catalogue, chunk by chunk."""
 
     log_shares: Tensor
-    """[I, C], ln a_ic."""
+    """[G, W, C], ln a_ic; what fills up the last chunk is -300, and exp(-300) is 0."""
+    start: Tensor
+    """int64 [G], the first item of each chunk."""
 
-    def __init__(self, model: MacridVAE, log_shares: Tensor, precision: str) -> None:
+    def __init__(self, model: MacridVAE, precision: str) -> None:
         super().__init__()
         self.n_items, self.n_concepts = model.n_items, model.config.n_concepts
-        self.temperature, self.chunk_items = model.config.temperature, CHUNK_ITEMS
-        self.item_vectors = Table(model.items().detach(), precision)
-        self.register_buffer("log_shares", log_shares)
-        self.half_product = precision == "fp16"
+        self.temperature, self.half_product = model.config.temperature, precision == "fp16"
+        self.absent = ABSENT  # TorchScript knows no globals
+        self.n_chunks = -(-self.n_items // CHUNK_ITEMS)
+        self.width = -(-self.n_items // self.n_chunks)
+        filling = (0, 0, 0, self.n_chunks * self.width - self.n_items)
+        log_shares = F.pad(model.assignment().clamp_min(1e-38).log(), filling, value=ABSENT)
+        vectors = F.pad(model.items(), filling)
+        self.register_buffer("log_shares", log_shares.reshape(self.n_chunks, self.width, -1))
+        self.register_buffer("start", torch.arange(self.n_chunks) * self.width)
+        self.item_vectors = Table(vectors.reshape(self.n_chunks, self.width, -1), precision)
 
     def queries(self, mean_BCD: Tensor, concept_weights: Tensor) -> Tensor:
-        """[B, C, E]; a weight of 0 is exp(-300), which is 0."""
-        log_weight_BC = torch.where(concept_weights > 0, concept_weights.log(), -300.0) - 1 / self.temperature
+        """What is multiplied with the rows of items, [B, C, E]; a weight of 0 becomes exp(-300), which is 0."""
+        log_weight_BC = concept_weights.log().clamp_min(self.absent) - 1 / self.temperature
         one_hot_BCC = torch.eye(self.n_concepts, device=mean_BCD.device).expand(mean_BCD.shape[0], -1, -1)
         return torch.cat([mean_BCD / self.temperature, one_hot_BCC, log_weight_BC[:, :, None]], dim=2)
 
@@ -145,42 +149,76 @@ class CatalogueDecoder(nn.Module):
 
         Likelihoods are p(i|b) but for one factor per user; 0 where fewer than k items may be returned.
         """
-        total_B1 = torch.zeros_like(query_BCE[:, :1, 0])
-        likelihoods: list[Tensor] = []
-        items: list[Tensor] = []
-        for start in range(0, self.n_items, self.chunk_items):
-            stop = min(start + self.chunk_items, self.n_items)
-            q_BW = self.likelihoods(query_BCE, start, stop)
-            total_B1 = total_B1 + q_BW.sum(dim=1, keepdim=True)
-            elsewhere_BX = ((excluded < start) | (excluded >= stop)).to(q_BW.dtype)
-            at_BX = (excluded - start).clamp(0, stop - start - 1)
-            q_BW = (q_BW * allowed[start:stop]).scatter_reduce(1, at_BX, elsewhere_BX, "prod")
-            q_Bk, at_Bk = top_k(q_BW, _smaller(k, stop - start))
-            # By item, so that position decides ties between candidates as the item's number would.
-            at_Bk, order_Bk = torch.sort(at_Bk, dim=1)
-            likelihoods.append(q_Bk.gather(1, order_Bk))
-            items.append(at_Bk + start)
-        q_BM, item_BM = torch.cat(likelihoods, dim=1), torch.cat(items, dim=1)
+        allowed_GW = F.pad(allowed, (0, self.n_chunks * self.width - self.n_items)).reshape(self.n_chunks, self.width)
+        total_B1, q_BM, item_BM = self.best_of_chunks(query_BCE, excluded, _smaller(k, self.width), allowed_GW)
         _at_most(k, q_BM.shape[1])
         q_Bk, at_Bk = top_k(q_BM, k)
         return q_Bk, item_BM.gather(1, at_Bk), total_B1
 
-    def likelihoods(self, query_BCE: Tensor, start: int, stop: int) -> Tensor:
-        """Sum over concepts of exp(query . row) of consecutive items, [B, W]."""
-        row_WE = self.rows(self.item_vectors.chunk(start, stop), self.log_shares[start:stop])
+    def best_of_chunks(
+        self, query_BCE: Tensor, excluded: Tensor, k: int, allowed_GW: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum [B, 1], and likelihoods and items of the best k of each chunk [B, G k]."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if torch.onnx.is_in_onnx_export():
+                return self.scan(query_BCE, excluded, k, allowed_GW)
+        total_B1 = torch.zeros_like(query_BCE[:, :1, 0])
+        likelihoods: list[Tensor] = []
+        items: list[Tensor] = []
+        for g in range(self.n_chunks):
+            chunk = (self.item_vectors.values[g], self.item_vectors.scale[g], self.log_shares[g], allowed_GW[g])
+            sum_B1, q_Bk, item_Bk = self.best_of_chunk(query_BCE, excluded, k, chunk, self.start[g])
+            total_B1 = total_B1 + sum_B1
+            likelihoods.append(q_Bk)
+            items.append(item_Bk)
+        return total_B1, torch.cat(likelihoods, dim=1), torch.cat(items, dim=1)
+
+    @torch.jit.unused  # type: ignore[attr-defined]
+    def scan(self, query_BCE: Tensor, excluded: Tensor, k: int, allowed_GW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`best_of_chunks` as one operator, whose body is there once."""
+
+        def step(total_B1: Tensor, chunk: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            values, scale, log_shares, allowed_W, start = chunk
+            sum_B1, q_Bk, item_Bk = self.best_of_chunk(
+                query_BCE, excluded, k, (values, scale, log_shares, allowed_W), start
+            )
+            return total_B1 + sum_B1, (q_Bk, item_Bk)
+
+        vectors = self.item_vectors
+        chunks = (vectors.values, vectors.scale, self.log_shares, allowed_GW, self.start)
+        total_B1, (q_GBk, item_GBk) = scan(step, torch.zeros_like(query_BCE[:, :1, 0]), chunks)
+        return total_B1, q_GBk.transpose(0, 1).flatten(1), item_GBk.transpose(0, 1).flatten(1)
+
+    def best_of_chunk(
+        self, query_BCE: Tensor, excluded: Tensor, k: int, chunk: tuple[Tensor, Tensor, Tensor, Tensor], start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of a chunk's likelihoods [B, 1], and the k largest that may be returned with their items, by item."""
+        values, scale, log_shares, allowed_W = chunk
+        row_WE = self.rows(values, scale, log_shares)
         if self.half_product:
             exponent_BCW = (query_BCE.half() @ row_WE.half().T).to(torch.float32)
         else:
             exponent_BCW = query_BCE @ row_WE.T
-        return exponent_BCW.exp().sum(dim=1)
+        q_BW = exponent_BCW.exp().sum(dim=1)
+        sum_B1 = q_BW.sum(dim=1, keepdim=True)
+        at_BX = excluded - start
+        elsewhere_BX = ((at_BX < 0) | (at_BX >= self.width)).to(q_BW.dtype)
+        q_BW = (q_BW * allowed_W).scatter_reduce(1, at_BX.clamp(0, self.width - 1), elsewhere_BX, "prod")
+        q_Bk, at_Bk = top_k(q_BW, k)
+        # By item, so that the position of a candidate decides ties as its item would.
+        at_Bk, order_Bk = torch.sort(at_Bk, dim=1)
+        return sum_B1, q_Bk.gather(1, order_Bk), at_Bk + start
 
-    def rows(self, vectors: Tensor, log_shares: Tensor) -> Tensor:
+    def rows(self, values: Tensor, scale: Tensor, log_shares: Tensor) -> Tensor:
         """The rows of items, [..., E]."""
+        vectors = self.item_vectors.rows(values, scale)
         return torch.cat([vectors, log_shares, torch.ones_like(log_shares[..., :1])], dim=-1)
 
     def concept_shares(self, query_BCE: Tensor, item_Bk: Tensor) -> Tensor:
         """Each concept's share of the likelihood of these items, [B, k, C]."""
-        row_BkE = self.rows(self.item_vectors(item_Bk), self.log_shares[item_Bk])
+        g_Bk, w_Bk = torch.div(item_Bk, self.width, rounding_mode="floor"), item_Bk % self.width
+        vectors = self.item_vectors
+        row_BkE = self.rows(vectors.values[g_Bk, w_Bk], vectors.scale[g_Bk, w_Bk], self.log_shares[g_Bk, w_Bk])
         term_BkC = (row_BkE @ query_BCE.transpose(1, 2)).exp()
         return term_BkC / term_BkC.sum(dim=2, keepdim=True).clamp_min(1e-37)
 
@@ -192,9 +230,8 @@ class RecommendationGraph(nn.Module):
         super().__init__()
         self.n_items, self.n_concepts, self.precision = model.n_items, model.config.n_concepts, precision
         with torch.no_grad():
-            log_shares = model.assignment().clamp_min(1e-38).log()
-            self.encoder = HistoryEncoder(model, log_shares, precision)
-            self.decoder = CatalogueDecoder(model, log_shares, precision)
+            self.encoder = HistoryEncoder(model, precision)
+            self.decoder = CatalogueDecoder(model, precision)
 
     def forward(
         self,
