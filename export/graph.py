@@ -5,8 +5,9 @@ computed once, at export. A history is a set: it is sorted, so that order does n
 repeats are dropped.
 
 The decoder reads the catalogue in chunks and keeps the best k of each, so what lives at once is a [B, C, W] tile,
-whatever the size of the catalogue. In ONNX the chunks are the steps of one Scan: the graph does not grow either. With z_bc the vector of user b in concept c, h_i and a_ic those of an item, and w_bc
-the concept weights, the model says p(i|b) ~ sum_c w_bc a_ic exp(z_bc . h_i / t). One product gives every exponent:
+whatever the size of the catalogue. In ONNX the chunks are the steps of one Scan: the graph does not grow either. With
+z_bc the vector of user b in concept c, h_i and a_ic those of an item, and w_bc the concept weights, the model says
+p(i|b) ~ sum_c w_bc a_ic exp(z_bc . h_i / t). One product gives every exponent:
     query_bc = (z_bc / t, one-hot of c, ln w_bc - 1 / t)        row_i = (h_i, ln a_i1 .. ln a_iC, 1)
     query_bc . row_i = ln(w_bc a_ic) + (z_bc . h_i - 1) / t
 It is at most ln w_bc: no exponential overflows; and since t is at least 0.025, that of an item's main concept does not
@@ -173,7 +174,7 @@ class CatalogueDecoder(nn.Module):
             items.append(item_Bk)
         return total_B1, torch.cat(likelihoods, dim=1), torch.cat(items, dim=1)
 
-    @torch.jit.unused  # type: ignore[attr-defined]
+    @torch.jit.unused
     def scan(self, query_BCE: Tensor, excluded: Tensor, k: int, allowed_GW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`best_of_chunks` as one operator, whose body is there once."""
 
