@@ -1,13 +1,15 @@
-"""A small checkpoint of random weights, and the bundle of both formats made from it: once per test process."""
+"""A small checkpoint of random weights, and the bundle of all formats made from it: once per test run."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from filelock import FileLock
 
 from pipeline.checkpoint import write_checkpoint
 from pipeline.config import Config, ModelConfig
@@ -69,17 +71,29 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("small") / "checkpoint"
-    write_small_checkpoint(path)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what test processes side by side make once; nobody changes what is there."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def checkpoint(shared: Path) -> Path:
+    path = shared / "small" / "checkpoint"
+    with FileLock(shared / "checkpoint.lock"):
+        if not path.exists():
+            path.parent.mkdir()
+            write_small_checkpoint(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def bundle(checkpoint: Path) -> Path:
+def bundle(checkpoint: Path, shared: Path) -> Path:
     from export.exporter import export_bundle
     from scoring.runtimes import open_scorer
 
     path = checkpoint.parent / "bundle"
-    export_bundle(checkpoint, path, ["onnx", "torchscript", "pt2"], open_scorer)
+    with FileLock(shared / "bundle.lock"):
+        if not path.exists():
+            export_bundle(checkpoint, path, ["onnx", "torchscript", "pt2"], open_scorer)
     return path
