@@ -322,7 +322,7 @@ def score(
 
 
 class _Opened(NamedTuple):
-    """A checkpoint or a bundle, ready to rank; a bundle has neither test users nor counts."""
+    """A checkpoint or a bundle, ready to rank; only a trained checkpoint has test users, and a bundle has no counts."""
 
     scorer: Scorer
     vocabulary: Vocabulary
@@ -347,7 +347,8 @@ def _open_model(path: Path, form: str, device: str) -> _Opened:
 
     opened = read_checkpoint(path)
     eager = EagerScorer(opened.model().to(training_device(device)))
-    return _Opened(eager, opened.vocabulary, opened.manifest.config, opened.test, opened.manifest.counts)
+    test = opened.test if len(opened.test) else None  # an imported model has none
+    return _Opened(eager, opened.vocabulary, opened.manifest.config, test, opened.manifest.counts)
 
 
 if __name__ == "__main__":

@@ -84,14 +84,14 @@ def _ratings(file: Path) -> pl.LazyFrame:
 
 def _movies(file: Path) -> pl.LazyFrame:
     if file.suffix == ".csv":
-        return typed(_named_csv(file, ("movieId", "title", "genres")), _MOVIE_TYPES, _CSV_NAMES)
+        return typed(_named_csv(file, ("movieId", "title", "genres")), _MOVIE_TYPES, _CSV_NAMES, may_lack=True)
     content = file.read_bytes()
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:  # 100k and 1M
         text = content.decode("latin-1")
     if file.suffix == ".dat":
-        return typed(split_lines(file, "::", list(_MOVIE_TYPES), text=text.encode()), _MOVIE_TYPES)
+        return typed(split_lines(file, "::", list(_MOVIE_TYPES), text=text.encode()), _MOVIE_TYPES, may_lack=True)
     rows = split_lines(file, "|", ["item_id", "title", "released", "video", "url", *_GENRES_100K], text=text.encode())
     flagged = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in _GENRES_100K]
     genres = pl.concat_str(flagged, separator="|", ignore_nulls=True)

@@ -1,6 +1,6 @@
 """Text rows: the lines of a text file as typed columns. What does not fit is refused by file, line and value.
 
-A file is read twice, streaming: once for its faults, once for its rows.
+A file is read several times, streaming: for its faults first, then for its rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 _EXPECTED: dict[pl.DataType, str] = {
     pl.Int64(): "a whole number",
     pl.Float64(): "a number",
-    pl.String(): "a name",
+    pl.String(): "an id",
 }
 
 
@@ -77,7 +77,7 @@ def read_csv(file: Path, separator: str = ",") -> TextRows:
             file, separator=separator, infer_schema=False, row_index_name=LINE, row_index_offset=2, glob=False
         )
         columns = [name for name in rows.collect_schema() if name != LINE]
-        rows.select(pl.len()).collect(engine="streaming")
+        rows.select(pl.all().null_count()).collect(engine="streaming")  # parses every field
     except pl.exceptions.NoDataError:
         raise InputError(f"{file} is empty. Its first line names the columns.") from None
     except pl.exceptions.ComputeError as error:
