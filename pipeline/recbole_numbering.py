@@ -25,6 +25,8 @@ _MISSING = (
     *("NULL", "NaN", "None", "n/a", "nan", "null"),
 )
 """What pandas, by which RecBole reads, takes for a missing value."""
+_VALUE = "value of "
+"""Before the names of fields that `val_interval` looks at."""
 BY_FILE = "Give RecBole's own numbering with --tokens."
 _UNFOLLOWED = ("rm_dup_inter", "alias_of_item_id", "alias_of_user_id")
 
@@ -63,7 +65,7 @@ def number_items(source: Path, settings: Mapping[str, Any]) -> Numbered:
     if not benchmark:
         rows = rows.drop_nulls(["user_id", "item_id"])
         for name, interval in intervals.items():
-            rows = rows.filter(_within(pl.col(name), interval))
+            rows = rows.filter(_within(pl.col(f"{_VALUE}{name}"), interval))
         if settings.get("filter_inter_by_user_or_item", True):
             for column, ids in described.items():
                 rows = rows.filter(pl.col(column).is_in(ids.implode()))
@@ -78,11 +80,11 @@ def _tokens(atomic: AtomicFile, called: Mapping[str, str], fields: Iterable[str]
     file, columns = atomic.rows.file, [pl.col(name).alias(column) for column, name in called.items()]
     if absent := [name for name in (*called.values(), *fields) if name not in atomic.types]:
         raise InputError(f"{file} has no field {', '.join(absent)}, which the model was trained with. {BY_FILE}")
-    numbers = [name for name in fields if atomic.types[name].is_float()]
-    values = [
-        pl.col(name).cast(pl.Float64, strict=False).fill_nan(None) if name in numbers else pl.col(name)
-        for name in fields
+    floats = [
+        pl.col(name).cast(pl.Float64, strict=False).fill_nan(None) for name in fields if atomic.types[name].is_float()
     ]
+    others = [pl.col(name) for name in fields if not atomic.types[name].is_float()]
+    values = [value.name.prefix(_VALUE) for value in (*floats, *others)]
     rows = atomic.rows.frame.select(*columns, *values).collect(engine="streaming")
     if rows.select(pl.any_horizontal(pl.col(*called).str.starts_with('"').any())).item():
         raise InputError(f"{file} has ids that begin with a quote, which RecBole reads in its own way. {BY_FILE}")
