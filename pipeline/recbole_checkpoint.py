@@ -13,7 +13,7 @@ import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -50,11 +50,14 @@ class RecboleCheckpoint:
 
 
 class _Inert:
-    """Takes the place of an object of a foreign class, and keeps its state."""
+    """Takes the place of an object of a foreign class, and keeps its state.
+
+    Having `__setstate__`, neither the object nor the class can be given attributes by a pickle.
+    """
 
     state: object = None
 
-    def __new__(cls, *_: object) -> _Inert:
+    def __new__(cls, *_: object) -> Self:
         """An object without the arguments it would have been made with."""
         return super().__new__(cls)
 
@@ -69,8 +72,14 @@ class _Stored(NamedTuple):
     dtype: torch.dtype
 
 
-class _View(NamedTuple):
+class _View(_Inert):
     """A tensor: where it lies in what is stored."""
+
+    def __new__(cls, stored: _Stored, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Self:
+        """Of the arguments of torch's `_rebuild_tensor_v2`, those that say where."""
+        view = super().__new__(cls)
+        view.stored, view.offset, view.size, view.stride = stored, offset, size, stride
+        return view
 
     stored: _Stored
     offset: int
@@ -88,7 +97,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _view
+            return _View
         if module == "torch" and name in _NUMBERS:
             return _NUMBERS[name]
         if (module, name) in _INERT or module.split(".")[0] == "recbole":
@@ -101,10 +110,6 @@ class _Unpickler(pickle.Unpickler):
         if not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"a storage of {dtype!r}")
         return _Stored(str(key), dtype)
-
-
-def _view(stored: _Stored, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> _View:
-    return _View(stored, offset, size, stride)
 
 
 def read_recbole_checkpoint(path: Path) -> RecboleCheckpoint:
