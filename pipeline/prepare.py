@@ -61,20 +61,23 @@ def prepare(source: Path, form: Form, output: Path, columns: Sequence[str] = ())
             tables, items = _recbole(source, columns)
         else:
             tables, items = {"interactions": _csv(source, columns)}, None
+        for name, rows in tables.items():
+            if rows.head(1).collect(engine="streaming").is_empty():
+                raise InputError(f"{source} holds no rows for {name}.parquet. Check the job that wrote it.")
         if items is not None:
             tables = {"items": items, **tables}
-        return {name: _write(output / f"{name}.parquet", rows, source) for name, rows in tables.items()}
+        return {name: _write(output / f"{name}.parquet", rows) for name, rows in tables.items()}
 
 
-def _write(path: Path, rows: pl.LazyFrame, source: Path) -> int:
-    if rows.head(1).collect(engine="streaming").is_empty():
-        raise InputError(f"{source} holds no rows for {path.name}. Check the job that wrote it.")
+def _write(path: Path, rows: pl.LazyFrame) -> int:
     publish_file(path, rows.sink_parquet)
     return int(pq.read_metadata(path).num_rows)
 
 
 def _csv(file: Path, columns: Sequence[str]) -> pl.LazyFrame:
     """CSV declares no types: a column of ids is Int64 where every value is an integer as Int64 prints it."""
+    if not file.is_file():
+        raise InputError(f"{file} is a folder. Name one CSV file.")
     rows = read_csv(file, "\t" if file.suffix == ".tsv" else ",")
     sources = _sources(file, rows.frame.collect_schema().names(), columns)
     integers = [pl.col(sources[name]).str.contains(_CANONICAL).all().alias(name) for name in COLUMNS[:2]]

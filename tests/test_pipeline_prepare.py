@@ -272,6 +272,7 @@ def test_faults_of_folders(tmp_path: Path) -> None:
     source = tmp_path / "source"
     assert refusal(source, "csv") == "~/source does not exist. Name the file or folder to prepare."
     source.mkdir()
+    assert refusal(source, "csv") == "~/source is a folder. Name one CSV file."
     assert refusal(source, "recbole") == (
         "~/source holds no .inter file. Name a RecBole data set: its folder, or its .inter file."
     )
@@ -290,6 +291,16 @@ def test_faults_of_folders(tmp_path: Path) -> None:
     assert refusal(source, "movielens") == (
         "~/source/u.data, line 2: item_id is 'x', expected a whole number. Correct the line, or remove it."
     )
+
+
+def test_nothing_is_written_when_a_later_file_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "x.item").write_text(ITEM)
+    (tmp_path / "x.train.inter").write_text(INTER)
+    (tmp_path / "x.valid.inter").write_text(INTER.splitlines()[0] + "\n")
+    with pytest.raises(InputError) as error:
+        prepare(tmp_path, "recbole", tmp_path)
+    assert str(error.value) == f"{tmp_path} holds no rows for valid.parquet. Check the job that wrote it."
+    assert not list(tmp_path.glob("*.parquet"))
 
 
 def test_faults_of_columns(tmp_path: Path) -> None:
