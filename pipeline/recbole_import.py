@@ -21,7 +21,7 @@ from pipeline.histories import Histories
 from pipeline.publish import check_directory
 from pipeline.recbole_checkpoint import read_recbole_checkpoint
 from pipeline.recbole_config import NAMES, read_yaml
-from pipeline.recbole_numbering import BY_FILE, PADDING, Numbered, number_items
+from pipeline.recbole_numbering import BY_FILE, PADDING, Numbered, all_interactions, number_items
 from pipeline.split import HeldOut
 from pipeline.vocabulary import Vocabulary
 
@@ -61,9 +61,10 @@ def import_recbole(
     known = {name: value for name, value in settings.items() if name in NAMES or name == "seed"}
     ours = recbole_config(known, config or model)
     weights = _our_weights(held.weights, len(ours.model.encoder_hidden_sizes), model)
-    numbered = number_items(interactions, {} if tokens else settings)
-    if tokens is not None:
-        numbered = Numbered(numbered.interactions, _read_tokens(tokens))
+    if tokens is None:
+        numbered = number_items(interactions, settings)
+    else:
+        numbered = Numbered(all_interactions(interactions, settings), _read_tokens(tokens))
     if len(numbered.tokens) != len(weights["item_embedding"]):
         raise InputError(
             f"{model} has {len(weights['item_embedding']):,} items, but {tokens or interactions} has "

@@ -52,17 +52,23 @@ def number_items(source: Path, settings: Mapping[str, Any]) -> Numbered:
     """
     if asked := [name for name in _UNFOLLOWED if settings.get(name)]:
         raise InputError(f"The model was trained with {', '.join(asked)}, which is not repeated here. {BY_FILE}")
-    called = {"user_id": settings.get("USER_ID_FIELD", "user_id"), "item_id": settings.get("ITEM_ID_FIELD", "item_id")}
-    separator, benchmark = settings.get("field_separator", "\t"), settings.get("benchmark_filename")
+    called, separator = _layout(settings)
+    benchmark = settings.get("benchmark_filename")
     files = interaction_files(source)
     if benchmark and (absent := [name for name in benchmark if name not in files]):
         raise InputError(f"{source} lacks the .inter file of {', '.join(absent)}, which the model was trained with.")
     intervals = {} if benchmark else dict(settings.get("val_interval") or {})
     read = [files[name] for name in benchmark] if benchmark else list(files.values())
     rows = pl.concat([_tokens(open_atomic(file, separator), called, intervals) for file in read])
+    _refuse_quotes(source, rows)
     stem = read[0].with_name(read[0].name.partition(".")[0])
     described = _described(stem, separator, called, settings.get("load_col", {"inter": "*"}))
     if not benchmark:
+        if rows["user_id"].null_count() and rows["item_id"].null_count():
+            raise InputError(
+                f"{source} has rows without user and rows without item (empty, or NA and the like), of which RecBole "
+                f"drops others in their place. {BY_FILE}"
+            )
         rows = rows.drop_nulls(["user_id", "item_id"])
         for name, interval in intervals.items():
             rows = rows.filter(_within(pl.col(f"{_VALUE}{name}"), interval))
@@ -73,6 +79,29 @@ def number_items(source: Path, settings: Mapping[str, Any]) -> Numbered:
     tokens = pl.concat([rows["item_id"], *(ids for column, ids in described.items() if column == "item_id")])
     interactions = rows.select("user_id", "item_id").drop_nulls()
     return Numbered(interactions, tokens.drop_nulls().unique(maintain_order=True))
+
+
+def all_interactions(source: Path, settings: Mapping[str, Any]) -> pl.DataFrame:
+    """The data set's `user_id` and `item_id`, unfiltered: for a numbering that is known.
+
+    Raises:
+        InputError: a file is missing or faulty.
+    """
+    called, separator = _layout(settings)
+    files = interaction_files(source).values()
+    return pl.concat([_tokens(open_atomic(file, separator), called) for file in files]).drop_nulls()
+
+
+def _layout(settings: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+    """What users and items are called in the files, and what separates fields."""
+    called = {"user_id": settings.get("USER_ID_FIELD", "user_id"), "item_id": settings.get("ITEM_ID_FIELD", "item_id")}
+    return called, settings.get("field_separator", "\t")
+
+
+def _refuse_quotes(where: Path, rows: pl.DataFrame) -> None:
+    ids = [name for name in ("user_id", "item_id") if name in rows.columns]
+    if rows.select(pl.any_horizontal(pl.col(ids).str.starts_with('"').any())).item():
+        raise InputError(f"{where} has ids that begin with a quote, which RecBole reads in its own way. {BY_FILE}")
 
 
 def _tokens(atomic: AtomicFile, called: Mapping[str, str], fields: Iterable[str] = ()) -> pl.DataFrame:
@@ -86,8 +115,6 @@ def _tokens(atomic: AtomicFile, called: Mapping[str, str], fields: Iterable[str]
     others = [pl.col(name) for name in fields if not atomic.types[name].is_float()]
     values = [value.name.prefix(_VALUE) for value in (*floats, *others)]
     rows = atomic.rows.frame.select(*columns, *values).collect(engine="streaming")
-    if rows.select(pl.any_horizontal(pl.col(*called).str.starts_with('"').any())).item():
-        raise InputError(f"{file} has ids that begin with a quote, which RecBole reads in its own way. {BY_FILE}")
     missing = pl.col(*called).is_in(list(_MISSING))
     return rows.with_columns(pl.when(~missing).then(pl.col(*called)))
 
@@ -100,10 +127,15 @@ def _described(stem: Path, separator: str, called: Mapping[str, str], load_col: 
         for column, file in files.items()
         if file.is_file() and (load_col is None or (isinstance(load_col, dict) and file.suffix[1:] in load_col))
     }
-    return {
-        column: _tokens(open_atomic(file, separator), {column: called[column]})[column].unique(maintain_order=True)
-        for column, file in loaded.items()
-    }
+    described = {}
+    for column, file in loaded.items():
+        rows = _tokens(open_atomic(file, separator), {column: called[column]})
+        _refuse_quotes(file, rows)
+        ids = rows[column]
+        if ids.null_count():
+            raise InputError(f"{file} has lines without {called[column]}, which RecBole may drop others for. {BY_FILE}")
+        described[column] = ids.unique(maintain_order=True)
+    return described
 
 
 def _frequent(rows: pl.DataFrame, described: dict[str, pl.Series], settings: Mapping[str, Any]) -> pl.DataFrame:

@@ -178,10 +178,11 @@ def test_what_does_not_belong_together(tmp_path: Path, dataset: Path) -> None:
 
 def test_recbole_s_own_numbering(tmp_path: Path, dataset: Path) -> None:
     """For what is not repeated here: the tokens in RecBole's order, its padding among them or not."""
+    (dataset / "x.inter").write_text(INTER + 'NA\t7\nx\tNA\n"y"\t30\n')
     (tmp_path / "tokens.txt").write_text("[PAD]\n007\n30\na b\n7\n")
     vocabulary = imported(tmp_path, dataset, tokens=tmp_path / "tokens.txt").vocabulary
     assert vocabulary.items["item_id"].to_list() == ["007", "30", "a b", "7"]
-    assert vocabulary.items["n_interactions"].to_list() == [1, 2, 1, 1]
+    assert vocabulary.items["n_interactions"].to_list() == [1, 3, 1, 1]
 
 
 def test_a_numbering_that_repeats_a_token(tmp_path: Path, dataset: Path) -> None:
@@ -202,7 +203,7 @@ RATED = "user_id:token\titem_id:token\trating:float\n" + "".join(
     f"{user}\t{item}\t{rating}\n"
     for user, item, rating in [
         *(("u", "d", "1"), ("u", "NA", "5"), ("u", "c", "5"), ("v", "b", "4"), ("v", "c", "nan")),
-        *(("w", "b", "5"), ("w", "a", "4"), ("u", "b", "3"), ("null", "e", "5")),
+        *(("w", "b", "5"), ("w", "a", "4"), ("u", "b", "3"), ("u", "null", "5")),
     ]
 )
 
@@ -240,11 +241,28 @@ def test_benchmark_files_follow_one_another_unfiltered(tmp_path: Path) -> None:
     assert number_items(tmp_path, settings).tokens.to_list() == ["b", "c", "a"]
 
 
+def test_missing_ids_that_recbole_mixes_up(tmp_path: Path) -> None:
+    """It drops rows by labels as if they were positions, so after the first rows are gone it drops others."""
+    with pytest.raises(InputError) as error:
+        numbers(tmp_path, RATED + "NA\tc\t5\n", {})
+    assert str(error.value) == (
+        f"{tmp_path} has rows without user and rows without item (empty, or NA and the like), of which RecBole drops "
+        "others in their place. Give RecBole's own numbering with --tokens."
+    )
+    loaded: dict[str, Any] = {"load_col": None}
+    with pytest.raises(InputError) as error:
+        numbers(tmp_path, RATED, loaded, "item_id:token\nz\nnull\n")
+    assert str(error.value) == (
+        f"{tmp_path / 'x.item'} has lines without item_id, which RecBole may drop others for. "
+        "Give RecBole's own numbering with --tokens."
+    )
+
+
 def test_quotes_are_left_to_recbole(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         numbers(tmp_path, 'user_id:token\titem_id:token\nu\t"a"\n', {})
     assert str(error.value) == (
-        f"{tmp_path / 'x.inter'} has ids that begin with a quote, which RecBole reads in its own way. "
+        f"{tmp_path} has ids that begin with a quote, which RecBole reads in its own way. "
         "Give RecBole's own numbering with --tokens."
     )
 
@@ -387,7 +405,7 @@ def test_against_recbole(tmp_path: Path, case: str) -> None:
     lines = [f"u{user}\t{names.get(item, item)}\t{rng.integers(1, 6)}\n" for user, item in (pairs[at] for at in order)]
     header = "user_id:token\titem_id:token\trating:float\n"
     (folder / "data.inter").write_text(header + "".join([*lines, *lines[:5]]))
-    described = [f"{names.get(item, item)}\n" for item in range(50) if item % 11]
+    described = [f"{names.get(item, item)}\n" for item in range(50) if item % 11 and item != 3]
     (folder / "data.item").write_text("item_id:token\n" + "".join(described))
     small = {"embedding_size": 8, "encoder_hidden_size": [12, 10], "kfac": 3, "tau": 0.15, "epochs": 3}
     settings = json.dumps(small | {"train_batch_size": 16, "learning_rate": 0.01} | CASES[case])
@@ -403,3 +421,51 @@ def test_against_recbole(tmp_path: Path, case: str) -> None:
     assert found["largest_difference"] < 1e-5
     assert found["recbole_with_and_without_noise"] == 0
     assert found["users"] > 20
+
+
+def random_case(rng: np.random.Generator, folder: Path) -> dict[str, Any]:
+    """A data set with missing and doubtful ids, and settings that filter it."""
+    odd = [*("NA", "null", "nan", "None"), *("007", "7", " x", "x ")]
+    users, items = ([odd[i] if i < len(odd) and rng.random() < 0.3 else f"{p}{i}" for i in range(24)] for p in "ui")
+    clean = users if rng.random() < 0.5 else items  # RecBole mixes rows up where both may be missing
+    clean[:4] = ["c0", "c1", "c2", "c3"]
+    rows = [
+        (users[rng.integers(24)], items[int(24 * rng.random() ** 2)], rng.choice(["1", "2", "3", "4.5", "nan", ""]))
+        for _ in range(150)
+    ]
+    split = rng.random() < 0.15
+    for part, name in enumerate([".train", ".valid", ".test"] if split else [""]):
+        lines = ["\t".join(row) for row in (rows[50 * part : 50 * part + 50] if split else rows)]
+        text = "\n".join(["user_id:token\titem_id:token\trating:float", *lines, ""])
+        (folder / f"data{name}.inter").write_text(text)
+    for kind, ids in (("user", users), ("item", items)):
+        known = [one for one in ids if one not in odd[:4] and rng.random() < 0.85] + ["extra0", "extra1"]
+        described = [str(one) for one in rng.permutation(known)]
+        (folder / f"data.{kind}").write_text("\n".join([f"{kind}_id:token", *described, *described[:2], ""]))
+    load = {"inter": ["user_id", "item_id", "rating"]}
+    load |= {kind: [f"{kind}_id"] for kind in ("user", "item") if rng.random() < 0.5}
+    possible: dict[str, Any] = {
+        "val_interval": {"rating": str(rng.choice(["[2,inf)", "(1,4.5)", "[1,1];(2,5]"]))},
+        "user_inter_num_interval": str(rng.choice(["[3,inf)", "(2,8]", "[0,9]"])),
+        "item_inter_num_interval": str(rng.choice(["[4,inf)", "(3,15]", "[0,12)"])),
+        "filter_inter_by_user_or_item": False,
+    }
+    settings = {name: value for name, value in possible.items() if rng.random() < 0.4}
+    benchmark = {"benchmark_filename": ["train", "valid", "test"]} if split else {}
+    return {"load_col": load if rng.random() < 0.8 else None, **settings, **benchmark}
+
+
+def test_numbers_are_recbole_s(tmp_path: Path) -> None:
+    python, rng, cases = recbole_python(), np.random.default_rng(3), []
+    for case in range(100):
+        (tmp_path / str(case) / "data").mkdir(parents=True)
+        cases.append(random_case(rng, tmp_path / str(case) / "data"))
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    command = [python, str(BENCHMARKS / "numbering.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads((tmp_path / "numbers.json").read_text())
+    assert sum(tokens is not None for tokens in theirs) > 80
+    for case, (settings, tokens) in enumerate(zip(cases, theirs, strict=True)):
+        ours = number_items(tmp_path / str(case) / "data", settings).tokens.to_list()
+        assert ["[PAD]", *ours] == (tokens or ["[PAD]"]), settings
