@@ -26,7 +26,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 config_option = click.option(
-    "--config", type=FILE, help="TOML file.  [default: pipeline.toml if there is one, else the defaults]"
+    "--config", type=FILE, help="TOML, or RecBole's YAML.  [default: pipeline.toml if there is one, else the defaults]"
 )
 interactions_option = click.option(
     "--input", "interactions", help="Parquet file, directory or glob.  [default: input of [data]]"
@@ -75,6 +75,43 @@ def demo(workspace: Path) -> None:
     from pipeline.demo import run_demo
 
     run_demo(workspace)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--from", "form", type=click.Choice(["movielens", "recbole", "csv"]), required=True, help="What the source is."
+)
+@click.option("--output", type=FOLDER, default=Path(), show_default=True, help="Folder to write Parquet files to.")
+@click.option("--columns", help="What user_id, item_id, rating, timestamp are called there, such as uid,iid,stars.")
+@json_option
+def prepare(source: Path, form: Any, output: Path, columns: str | None, as_json: bool) -> None:
+    """Write interactions.parquet, and items.parquet, from other formats."""
+    from pipeline.prepare import prepare
+    from pipeline.report import print_facts
+
+    rows = prepare(source, form, output, columns.split(",") if columns else ())
+    facts = {f"{name}.parquet": n if as_json else f"{n:,} rows" for name, n in rows.items()}
+    print_facts(f"{output}: prepared from {source}", facts, as_json)
+
+
+@main.command(name="import")
+@click.argument("model", type=FILE)
+@click.option(
+    "--input", "interactions", type=click.Path(path_type=Path), required=True, help="The data set it learned."
+)
+@click.option("--output", type=FOLDER, default=Path("checkpoint"), show_default=True, help="Checkpoint to write.")
+@click.option("--items", type=FILE, help="Parquet file about items, as `pipeline prepare` writes.")
+@click.option("--config", type=FILE, help="RecBole's YAML, where the model lacks its settings.")
+@click.option("--tokens", type=FILE, help="Item tokens, one per line, in RecBole's order.  [default: worked out]")
+@json_option
+def import_(model: Path, interactions: Path, output: Path, as_json: bool, **files: Path | None) -> None:
+    """Turn a MacridVAE of RecBole's (.pth) into a checkpoint, without running what is in it."""
+    from pipeline.recbole_import import import_recbole
+    from pipeline.report import print_facts
+
+    manifest = import_recbole(model, interactions, output, **files)
+    print_facts(f"{output}: imported from {model}", {"checkpoint": output, **manifest.counts}, as_json)
 
 
 @main.command()
@@ -293,7 +330,7 @@ def score(
 
 
 class _Opened(NamedTuple):
-    """A checkpoint or a bundle, ready to rank; a bundle has neither test users nor counts."""
+    """A checkpoint or a bundle, ready to rank; only a trained checkpoint has test users, and a bundle has no counts."""
 
     scorer: Scorer
     vocabulary: Vocabulary
@@ -318,7 +355,8 @@ def _open_model(path: Path, form: str, device: str) -> _Opened:
 
     opened = read_checkpoint(path)
     eager = EagerScorer(opened.model().to(training_device(device)))
-    return _Opened(eager, opened.vocabulary, opened.manifest.config, opened.test, opened.manifest.counts)
+    test = opened.test if len(opened.test) else None  # an imported model has none
+    return _Opened(eager, opened.vocabulary, opened.manifest.config, test, opened.manifest.counts)
 
 
 if __name__ == "__main__":

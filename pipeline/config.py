@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from pipeline.errors import InputError
+from pipeline.recbole_config import NAMES, read_yaml, translate
 
 Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
 
@@ -129,27 +130,57 @@ class Config(Section):
 
 
 def load_config(path: Path) -> Config:
-    """Read a TOML file.
+    """Read a TOML file, or a YAML of RecBole's (`.yaml`, `.yml`), which says what differs from RecBole's defaults.
 
     Raises:
-        InputError: the file is missing, is not TOML, or a field is unknown or out of bounds; all problems are listed.
+        InputError: the file is missing, is not TOML or YAML, or a field is unknown or out of bounds; all problems are
+            listed.
     """
+    if path.suffix in (".yaml", ".yml"):
+        return recbole_config(read_yaml(path), path)
+    return _validated(_read_toml(path), path, [], {})
+
+
+def recbole_config(settings: Mapping[str, object], path: Path) -> Config:
+    """Our config of RecBole's settings.
+
+    Args:
+        settings: by RecBole's names; what is missing is as RecBole's defaults say.
+        path: where they stand, for messages.
+
+    Raises:
+        InputError: a name is unknown, or a value is out of bounds or cannot be followed; all problems are listed.
+    """
+    sections, problems = translate(settings)
+    return _validated(sections, path, problems, {dotted: f"{name} ({dotted})" for name, dotted in NAMES.items()})
+
+
+def _validated(sections: Mapping[str, Any], path: Path, problems: list[str], names: Mapping[str, str]) -> Config:
     try:
-        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        config = Config.model_validate(sections)
+    except ValidationError as error:
+        for found in error.errors():
+            dotted = ".".join(map(str, found["loc"]))
+            problems.append(f"{names.get(dotted, dotted)}: {found['msg']}")
+    if problems:
+        raise InputError("\n".join([f"{path} is not a valid config:", *(f"  {line}" for line in problems)]))
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Name a TOML file; configs/ has examples.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}. Correct the file.") from None
-    except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InputError("\n".join([f"{path} is not a valid config:", *problems])) from None
 
 
 def workspace_config(path: Path | None, interactions: str | None) -> Config:
     """The config of a command: the named file, else `pipeline.toml` where there is one, else the defaults.
 
     Args:
-        path: a TOML file.
+        path: a TOML file, or a YAML of RecBole's.
         interactions: takes the place of `data.input`.
 
     Raises:

@@ -22,6 +22,7 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from pipeline.config import Config, Section
 from pipeline.errors import InputError
+from pipeline.recbole_config import NAMES, REFUSED, translated
 
 
 class Range(Section):
@@ -140,32 +141,6 @@ def _messages(error: ValidationError) -> list[str]:
     ]
 
 
-RECBOLE_NAMES = {
-    "embedding_size": "model.embedding_size",
-    "encoder_hidden_size": "model.encoder_hidden_sizes",
-    "kfac": "model.n_concepts",
-    "tau": "model.temperature",
-    "std": "model.prior_std",
-    "nogb": "model.gumbel",
-    "drop_out": "model.dropout",
-    "dropout_prob": "model.dropout",
-    "anneal_cap": "training.kl_weight",
-    "total_anneal_steps": "training.kl_anneal_steps",
-    "reg_weights": "training.l2_weights",
-    "learning_rate": "training.learning_rate",
-    "epochs": "training.epochs",
-    "train_batch_size": "training.train_batch_size",
-    "stopping_step": "training.stopping_step",
-}
-"""RecBole's names for MacridVAE's parameters, and ours."""
-
-_REFUSED = {
-    "kafc": "RecBole's documentation misspells kfac: with kafc the number of concepts was never tuned. Write kfac",
-    "training_neg_sample": "MacridVAE does not sample negatives. Remove the line",
-    "train_neg_sample_args": "MacridVAE does not sample negatives. Remove the line",
-}
-
-
 def _from_recbole(text: str, problems: list[str]) -> SearchSpace:
     space: SearchSpace = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -173,15 +148,15 @@ def _from_recbole(text: str, problems: list[str]) -> SearchSpace:
         if not name:
             continue
         at = f"line {number}, {name}"
-        if name in _REFUSED:
-            problems.append(f"{at}: {_REFUSED[name]}")
-        elif name not in RECBOLE_NAMES:
-            problems.append(f"{at}: not a parameter of MacridVAE; known are {', '.join(RECBOLE_NAMES)}")
-        elif RECBOLE_NAMES[name] in space:
-            problems.append(f"{at}: a line above sets {RECBOLE_NAMES[name]}. Remove one")
+        if name in REFUSED:
+            problems.append(f"{at}: {REFUSED[name]}")
+        elif name not in NAMES:
+            problems.append(f"{at}: not a parameter of MacridVAE; known are {', '.join(NAMES)}")
+        elif NAMES[name] in space:
+            problems.append(f"{at}: a line above sets {NAMES[name]}. Remove one")
         else:
             try:
-                space[RECBOLE_NAMES[name]] = _translated(name, _RECBOLE_KINDS[kind](values))
+                space[NAMES[name]] = _translated(name, _RECBOLE_KINDS[kind](values))
             except ValidationError as error:
                 problems += [f"{at}: {message}" for message in _messages(error)]
             except (KeyError, ValueError, TypeError, SyntaxError, ArithmeticError):
@@ -228,6 +203,4 @@ _RECBOLE_KINDS: dict[str, Callable[[str], Range | list[object]]] = {
 
 
 def _translated(name: str, candidates: Range | list[object]) -> Range | list[object]:
-    if name == "nogb" and isinstance(candidates, list):
-        return [not value if isinstance(value, bool) else value for value in candidates]
-    return candidates
+    return [translated(name, value) for value in candidates] if isinstance(candidates, list) else candidates

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from recbole_file import TOKENS, write_pth
 
 import pipeline.demo_data
+from pipeline.checkpoint import read_checkpoint
 from pipeline.cli import main
 from pipeline.demo import COMMANDS, run_demo
 
@@ -29,6 +32,25 @@ def test_two_commands_set_everything_up() -> None:
 
 def test_three_commands_make_a_nightly_job() -> None:
     assert console_blocks()[1] == list(COMMANDS)
+
+
+def test_three_commands_lead_here_from_recbole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "dataset" / "shop"
+    folder.mkdir(parents=True)
+    rows = [f"u{user}\t{(user * 7 + place * 3) % len(TOKENS)}\n" for user in range(40) for place in range(10)]
+    tokens = list(dict.fromkeys(row.split()[1] for row in rows))
+    (folder / "shop.inter").write_text("user_id:token\titem_id:token\n" + "".join(rows))
+    (folder / "shop.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"{t}\tItem {t}\n" for t in tokens))
+    (tmp_path / "shop.yaml").write_text("epochs: 1\nembedding_size: 8\ntopk: 10\n")
+    (tmp_path / "saved").mkdir()
+    write_pth(tmp_path / "saved" / "MacridVAE.pth")
+    monkeypatch.chdir(tmp_path)
+    blocks = console_blocks()
+    assert [command.split()[1] for command in blocks[2]] == ["prepare", "train", "import"]
+    for command in blocks[2]:
+        result = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    assert read_checkpoint(Path("checkpoint")).vocabulary.items["title"].to_list() == [f"Item {t}" for t in tokens]
 
 
 def test_every_command_named_exists() -> None:
