@@ -41,7 +41,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
     content = _read_key(path)
     try:
         key = load_pem_private_key(content, _password(path, content))
-    except (ValueError, UnsupportedAlgorithm):
+    except (TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: encrypted without a password, or the reverse
         wrong = f"its password is not what {PASSWORD} holds" if _encrypted(content) else "it is not one in PEM"
         raise InputError(f"{path} cannot be used as a private key: {wrong}. {_MAKE}") from None
     if not isinstance(key, Ed25519PrivateKey):
