@@ -511,7 +511,7 @@ def raise_mutant(farm: Farm, data: Any) -> None:
     else:
         name = data.draw(st.sampled_from(FILES if sort == "bytes" else ["items.parquet", "weights.safetensors"]))
         kind, content = data.draw(edited_bytes(farm.content[name]))
-        kind = "manifest: " + kind if name == "manifest.json" else kind
+        kind = {"manifest.json": "manifest: ", SIGNATURE: "signature: "}.get(name, "") + kind
         farm.write(name, content)
     if sort == "resealed":
         fields = json.loads(farm.content["manifest.json"])
@@ -533,7 +533,7 @@ def judge_resealed(farm: Farm, folder: Path, same: bool) -> None:
         farm.outcomes["bytes and digest", "refused"] += 1
     else:
         assert len(opened.vocabulary) == SMALL_ITEMS
-        farm.outcomes["bytes and digest", "harmless" if same else "only a signature tells"] += 1
+        farm.outcomes["bytes and digest", "unchanged" if same else "only a signature tells"] += 1
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -547,11 +547,11 @@ def test_ten_thousand_mutants(farm: Farm, capsys: pytest.CaptureFixture[str]) ->
     """Prints what became of them, by kind."""
     farm.outcomes.clear()
     started = time.monotonic()
-    many = settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    many = settings(max_examples=10_500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     many(given(data=st.data())(lambda data: raise_mutant(farm, data)))()
     kinds = sorted({kind for kind, _ in farm.outcomes})
     results = ("refused", "harmless", "only a signature tells", "unchanged")
-    total = sum(farm.outcomes[kind, result] for kind in kinds for result in results)
+    total = sum(farm.outcomes[kind, result] for kind in kinds for result in results[:3])
     with capsys.disabled():
         print(f"\n{total:,} mutants in {time.monotonic() - started:.0f} s: {', '.join(results)}")
         for kind in kinds:
