@@ -20,6 +20,8 @@ from export.formats import (
 )
 from export.gate import Gate, check_random
 from export.graph import Precision, RecommendationGraph
+from export.signing import read_private_key
+from export.signing import sign as sign_directory
 from pipeline.checkpoint import Checkpoint, read_checkpoint
 from pipeline.eager import EagerScorer
 from pipeline.histories import Histories
@@ -43,6 +45,7 @@ def export_bundle(
     open_scorer: OpenScorer,
     precision: Precision = "fp32",
     on_check: Callable[[str, Format], None] | None = None,
+    sign: Path | None = None,
 ) -> BundleManifest:
     """Write a bundle whose every file was held against the eager model on the CPU.
 
@@ -53,11 +56,13 @@ def export_bundle(
         open_scorer: opens a format's file in a folder on a device.
         precision: of the tables; see export/graph.py.
         on_check: called with each format that passed.
+        sign: PEM file of the Ed25519 key to sign with. None: the bundle is not signed.
 
     Raises:
-        InputError: the checkpoint cannot be read, or `output` is not ours to replace.
+        InputError: the checkpoint or the key cannot be read, or `output` is not ours to replace.
         JobError: a check did not hold; nothing was written.
     """
+    key = None if sign is None else read_private_key(sign)
     opened = read_checkpoint(checkpoint)
     model = opened.model().eval()
     graph = RecommendationGraph(model, precision).eval()
@@ -83,6 +88,8 @@ def export_bundle(
             formats=records,
         )
         write_manifest(folder, manifest)
+        if key is not None:
+            sign_directory(folder, key)
     return manifest
 
 

@@ -39,6 +39,10 @@ format_option = click.option(
     "--format", "form", type=click.Choice(FORMATS), default="onnx", show_default=True, help="Which graph to run."
 )
 
+verify_option = click.option(
+    "--verify", "public_key", type=FILE, help="Refuse a bundle that was not signed with this key (PEM)."
+)
+
 
 class _Failure(click.ClickException):
     """An error with a message for people, shown as `Error: ...`."""
@@ -207,6 +211,7 @@ def tune(
     help="Compare with this as well, fitted on the training interactions; may be repeated.",
 )
 @click.option("--input", "interactions", help="The training interactions, for baselines.  [default: where they were]")
+@verify_option
 @format_option
 @device_option
 @json_option
@@ -216,6 +221,7 @@ def evaluate(
     truth: str | None,
     baselines: tuple[str, ...],
     interactions: str | None,
+    public_key: Path | None,
     form: str,
     device: str,
     as_json: bool,
@@ -225,7 +231,7 @@ def evaluate(
     from pipeline.held_out import read_held_out
     from pipeline.report import print_comparison, print_metrics
 
-    opened = _open_model(model, form, device)
+    opened = _open_model(model, form, device, public_key)
     held_out, counts = opened.test, opened.counts
     if history is not None and truth is not None:
         held_out, counts = read_held_out(history, truth, opened.vocabulary)
@@ -264,14 +270,16 @@ def evaluate(
     show_default=True,
     help="Of the tables: fp16 is half the size, for GPUs; int8 a quarter.",
 )
+@click.option("--sign", type=FILE, help="Sign the bundle with this Ed25519 private key (PEM).")
 @json_option
-def export(checkpoint: Path, output: Path, form: str, precision: Precision, as_json: bool) -> None:
+def export(checkpoint: Path, output: Path, form: str, precision: Precision, sign: Path | None, as_json: bool) -> None:
     """Turn a checkpoint into a bundle, every graph of it proven equal to the model."""
     from export.exporter import export_bundle
     from pipeline.report import print_facts
     from scoring.runtimes import open_scorer
 
-    manifest = export_bundle(checkpoint, output, FORMATS if form == "all" else [form], open_scorer, precision)
+    forms = FORMATS if form == "all" else [form]
+    manifest = export_bundle(checkpoint, output, forms, open_scorer, precision, sign=sign)
     facts: dict[str, object] = {"bundle": output, "items": manifest.n_items, "concepts": manifest.n_concepts}
     facts |= {name: parity.model_dump() if as_json else parity.sentence() for name, parity in manifest.parity().items()}
     print_facts(f"{output}: every graph proven equal to the model", facts, as_json)
@@ -298,6 +306,7 @@ def export(checkpoint: Path, output: Path, form: str, precision: Precision, as_j
     show_default=True,
     help="A row per recommendation, or a row per user.",
 )
+@verify_option
 @format_option
 @device_option
 @json_option
@@ -306,6 +315,7 @@ def score(
     history: str | None,
     bundle: Path,
     output: Path,
+    public_key: Path | None,
     form: str,
     device: str,
     as_json: bool,
@@ -321,9 +331,10 @@ def score(
 
     where = scoring_device(form, device)
     options = Options.model_validate({"format": form, "device": where, **chosen})
-    opened = read_bundle(bundle)
+    opened = read_bundle(bundle, public_key)
     with ScoringProgress() as show:
         scorer = open_scorer(bundle, form, where)
+        opened.check_opened(scorer)
         summary = score(opened, scorer, users, output, options, history=history, on_progress=show.users)
     facts = {"run": output, "device": where, **summary.model_dump(), "seconds": round(show.seconds, 2)}
     print_facts(f"{output}: every user accounted for", facts, as_json)
@@ -339,16 +350,19 @@ class _Opened(NamedTuple):
     counts: dict[str, int]
 
 
-def _open_model(path: Path, form: str, device: str) -> _Opened:
+def _open_model(path: Path, form: str, device: str, public_key: Path | None) -> _Opened:
     from pipeline.manifest import directory_kind
 
     if directory_kind(path) == "bundle":
         from export.bundle import read_bundle
         from scoring.runtimes import open_scorer, scoring_device
 
-        bundle = read_bundle(path)  # verifies every file, so before the graph is opened
+        bundle = read_bundle(path, public_key)  # verifies every file, so before the graph is opened
         scorer = open_scorer(path, form, scoring_device(form, device))
+        bundle.check_opened(scorer)
         return _Opened(scorer, bundle.vocabulary, bundle.manifest.config, None, {})
+    if public_key is not None:
+        raise InputError(f"{path} is not a bundle, and only bundles are signed. Name a bundle, or leave --verify out.")
     from pipeline.checkpoint import read_checkpoint
     from pipeline.eager import EagerScorer
     from pipeline.train import training_device

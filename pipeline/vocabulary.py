@@ -110,7 +110,7 @@ def _read_parquet(file: Path) -> pl.DataFrame:
         return pl.read_parquet(file, glob=False, hive_partitioning=False)
     except FileNotFoundError:
         raise InputError(f"{file} does not exist. Name a Parquet file with one row per item.") from None
-    except (pl.exceptions.ComputeError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise InputError(f"{file} cannot be read as Parquet ({error}). Write it again.") from None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import FILES
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.histories import Histories
 from pipeline.scorer import Scorer, TopK
 
@@ -37,14 +37,22 @@ def open_scorer(directory: Path, form: str, device: str) -> Scorer:
         device: cpu or cuda.
 
     Raises:
-        InputError: the bundle does not hold that format, or the device cannot be used.
+        InputError: the bundle does not hold that format, the runtime refuses it, or the device cannot be used.
     """
     path = directory / FILES[form]
     if not path.is_file():
         raise InputError(f"{directory} holds no {form} graph ({path.name}). Run: pipeline export --format {form}")
-    if form == "onnx":
-        return open_onnx(path, device)
-    return open_torchscript(path, device) if form == "torchscript" else open_pt2(path, device)
+    openers = {"onnx": open_onnx, "torchscript": open_torchscript, "pt2": open_pt2}
+    try:
+        return openers[form](path, device)
+    except PipelineError:
+        raise
+    except Exception as error:  # ONNX Runtime's own have no other class in common
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{path} cannot be opened on {device}: {reason}. "
+            "Export the checkpoint again with the versions installed here, or choose another --format or --device."
+        ) from error
 
 
 def scoring_device(form: str, wanted: str) -> str:

@@ -295,10 +295,20 @@ OPTIONS = {
     "import": ["model", "--input", "--output", "--items", "--config", "--tokens", "--json"],
     "train": ["--config", "--input", "--output", "--resume", "--tensorboard", "--device", "--json"],
     "tune": ["--config", "--input", "--space", "--trials", "--output", "--device", "--json"],
-    "evaluate": ["--model", "--history", "--truth", "--baseline", "--input", "--format", "--device", "--json"],
-    "export": ["--checkpoint", "--output", "--format", "--json"],
+    "evaluate": [
+        "--model",
+        "--history",
+        "--truth",
+        "--baseline",
+        "--input",
+        "--verify",
+        "--format",
+        "--device",
+        "--json",
+    ],
+    "export": ["--checkpoint", "--output", "--format", "--sign", "--json"],
     "score": [
-        *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback", "--layout"),
+        *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback", "--layout", "--verify"),
         *("--format", "--device", "--json"),
     ],
 }

@@ -26,9 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from polars.testing import assert_frame_equal
+from safetensors.numpy import save_file
 
-from export.bundle import Bundle, BundleManifest, read_bundle
-from pipeline.config import Config
+from export.bundle import Bundle, BundleManifest, read_bundle, weight_shapes
+from pipeline.config import Config, ModelConfig
 from pipeline.errors import InputError, JobError
 from pipeline.histories import Histories
 from pipeline.manifest import FileDigest, digests, write_manifest
@@ -108,11 +109,14 @@ def make_bundle(folder: Path, kind: type = int, n_items: int = N_ITEMS) -> Bundl
     interactions = np.array([max(0, 7 * (n_items - 5 - number) // 2) for number in range(n_items)], dtype=np.int64)
     folder.mkdir(parents=True)
     Vocabulary.of(ids, interactions).write(folder / "items.parquet")
+    model = ModelConfig(n_concepts=N_CONCEPTS, embedding_size=1, encoder_hidden_sizes=[1])
+    zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(model, n_items).items()}
+    save_file(zeros, folder / "weights.safetensors")
     manifest = BundleManifest(
         files=digests(folder),
         versions={},
         checkpoint=FileDigest(size=1, sha256="0"),
-        config=Config(),
+        config=Config(model=model),
         counts={},
         metrics={},
         n_items=n_items,
