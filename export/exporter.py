@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from export.bundle import FILES, BundleManifest, Format
 from export.formats import (
@@ -66,9 +69,9 @@ def export_bundle(
     opened = read_checkpoint(checkpoint)
     model = opened.model().eval()
     graph = RecommendationGraph(model, precision).eval()
-    gate = Gate(EagerScorer(model), gate_histories(opened), gate_users(opened), precision)
     records: dict[str, Format] = {}
-    with publish_directory(output) as folder:
+    with _one_thread(), publish_directory(output) as folder:
+        gate = Gate(EagerScorer(model), gate_histories(opened), gate_users(opened), precision)
         for form in formats:
             records[form] = _write_checked(form, graph, folder, gate, open_scorer)
             if on_check is not None:
@@ -111,6 +114,17 @@ def gate_histories(checkpoint: Checkpoint) -> Histories:
 def gate_users(checkpoint: Checkpoint) -> HeldOut:
     """The held-out users the gate measures metrics on: test users, or validation users where there are none."""
     return checkpoint.test if len(checkpoint.test) else checkpoint.validation
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What the gate measures goes into the manifest, and must not depend on how many cores there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _write_checked(form: str, graph: RecommendationGraph, folder: Path, gate: Gate, open_scorer: OpenScorer) -> Format:
