@@ -136,22 +136,22 @@ def test_files_the_manifest_must_name(copy: Path) -> None:
         assert refusal(copy) == f"{copy / 'manifest.json'} does not name {name}. {AGAIN}"
 
 
-GRAPHS = "'onnx' ('model.onnx'), 'torchscript' ('model.torchscript.pt')"
+GRAPHS = "'onnx' ('model.onnx'), 'pt2' ('model.pt2'), 'torchscript' ('model.torchscript.pt')"
 
 
 @pytest.mark.parametrize(
     ("change", "declared", "named"),
     [
-        (lambda f: f["formats"].pop("torchscript"), "'onnx' ('model.onnx')", GRAPHS),
-        (lambda f: f["files"].pop("model.onnx"), GRAPHS, "'torchscript' ('model.torchscript.pt')"),
+        (lambda f: f["formats"].pop("torchscript"), "'onnx' ('model.onnx'), 'pt2' ('model.pt2')", GRAPHS),
+        (lambda f: f["files"].pop("model.onnx"), GRAPHS, "'pt2' ('model.pt2'), 'torchscript' ('model.torchscript.pt')"),
         (
             lambda f: f["formats"]["onnx"].update(file="model.torchscript.pt"),
-            "'onnx' ('model.torchscript.pt'), 'torchscript' ('model.torchscript.pt')",
+            "'onnx' ('model.torchscript.pt'), 'pt2' ('model.pt2'), 'torchscript' ('model.torchscript.pt')",
             GRAPHS,
         ),
         (
             lambda f: f["formats"].update(pickle=f["formats"].pop("torchscript")),
-            "'onnx' ('model.onnx'), 'pickle' ('model.torchscript.pt')",
+            "'onnx' ('model.onnx'), 'pickle' ('model.torchscript.pt'), 'pt2' ('model.pt2')",
             GRAPHS,
         ),
         (lambda f: f["formats"].clear(), "none", GRAPHS),
@@ -214,7 +214,7 @@ def test_an_onnx_file_that_is_no_graph_of_ours(copy: Path) -> None:
 def test_external_data_outside_the_bundle(copy: Path) -> None:
     """ONNX files can name others for their tensors; the runtime refuses those that lie elsewhere."""
     model = onnx.load(copy / "model.onnx")
-    onnx.save_model(model, copy / "model.onnx", save_as_external_data=True, location="outside.bin", size_threshold=1)
+    onnx.save_model(model, copy / "model.onnx", save_as_external_data=True, location="outside.bin", size_threshold=1024)
     (copy / "outside.bin").rename(copy.parent / "outside.bin")
     model = onnx.load(copy / "model.onnx", load_external_data=False)
     for tensor in model.graph.initializer:
@@ -284,11 +284,24 @@ def test_scoring_with_onnx_opens_no_pickle(bundle: Path, tmp_path: Path) -> None
 # With a public key it is: opened although anything at all is different.
 
 DESCRIPTIVE = [
-    *(("checkpoint",), ("counts",), ("metrics",), ("versions",), ("config", "data"), ("config", "training")),
+    *(("checkpoint",), ("counts",), ("metrics",), ("precision",), ("versions",)),
+    *(("config", "data"), ("config", "training")),
     *(("config", "model", name) for name in ("dropout", "gumbel", "history_norm", "prior_std", "temperature")),
-    *(("formats", form, field) for form in ("onnx", "torchscript") for field in ("opset", "operators", "parity")),
+    *(
+        ("formats", form, field)
+        for form in ("onnx", "pt2", "torchscript")
+        for field in ("opset", "operators", "parity")
+    ),
 ]
-FILES = ["items.parquet", "manifest.json", SIGNATURE, "model.onnx", "model.torchscript.pt", "weights.safetensors"]
+FILES = [
+    "items.parquet",
+    "manifest.json",
+    SIGNATURE,
+    "model.onnx",
+    "model.pt2",
+    "model.torchscript.pt",
+    "weights.safetensors",
+]
 
 
 class Farm:
