@@ -61,6 +61,19 @@ class Commands(click.Group):
             raise _Failure(JobError(f"{what}. Check the path, its permissions and the disk.")) from error
 
 
+def _caps(_context: click.Context, _option: click.Parameter, typed: tuple[str, ...]) -> dict[str, int]:
+    """COLUMN=N of every --cap."""
+    caps: dict[str, int] = {}
+    for cap in typed:
+        column, _, limit = cap.rpartition("=")
+        if not column or not (limit.isdecimal() and int(limit)):
+            raise InputError(f"--cap {cap} is not COLUMN=N with N from 1. Write, for one, --cap category=3.")
+        if column in caps:
+            raise InputError(f"--cap names the column {column} twice. Keep one of them.")
+        caps[column] = int(limit)
+    return caps
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="macrid", prog_name="pipeline")
 def main() -> None:
@@ -246,6 +259,18 @@ def export(checkpoint: Path, output: Path, form: str, as_json: bool) -> None:
     show_default=True,
     help="What users without a known item get.",
 )
+@click.option("--allow", type=FILE, help="Recommend only these: .parquet or .csv with a column item_id, or .txt.")
+@click.option("--deny", type=FILE, help="Never recommend these: a file as for --allow.")
+@click.option("--exclude", help="Keep these from their users: Parquet file, directory or glob of user_id, item_id.")
+@click.option("--where", help="Recommend only items for which this SQL expression over items.parquet is true.")
+@click.option(
+    "--cap",
+    "caps",
+    metavar="COLUMN=N",
+    multiple=True,
+    callback=_caps,
+    help="At most N items of each value of a column of items.parquet in a list; may be repeated.",
+)
 @click.option(
     "--layout",
     type=click.Choice(["long", "nested"]),
@@ -261,6 +286,9 @@ def score(
     history: str | None,
     bundle: Path,
     output: Path,
+    allow: Path | None,
+    deny: Path | None,
+    exclude: str | None,
     form: str,
     device: str,
     as_json: bool,
@@ -279,7 +307,18 @@ def score(
     opened = read_bundle(bundle)
     with ScoringProgress() as show:
         scorer = open_scorer(bundle, form, where)
-        summary = score(opened, scorer, users, output, options, history=history, on_progress=show.users)
+        summary = score(
+            opened,
+            scorer,
+            users,
+            output,
+            options,
+            history=history,
+            allow=allow,
+            deny=deny,
+            exclude=exclude,
+            on_progress=show.users,
+        )
     facts = {"run": output, "device": where, **summary.model_dump(), "seconds": round(show.seconds, 2)}
     print_facts(f"{output}: every user accounted for", facts, as_json)
 

@@ -27,13 +27,15 @@ from pipeline.buckets import bucket_count
 from pipeline.errors import JobError
 from pipeline.publish import check_directory, publish_directory
 from pipeline.scorer import Scorer
-from scoring.input import Part, Sources, open_sources, read_part, shuffle_sources
+from scoring.candidates import Candidates, open_candidates
+from scoring.input import Part, Sources, check_exclusions, open_sources, read_part, shuffle_sources
 from scoring.output import arrow_ids, data_schema, data_table, parquet_writer, users_table
-from scoring.recommendations import Recommendations, popular_items, recommend
+from scoring.recommendations import Popular, recommend
 from scoring.run import (
     MARKER,
     Options,
     RunManifest,
+    RunSummary,
     Summary,
     describe_input,
     finish_run,
@@ -62,8 +64,11 @@ def score(
     options: Options,
     *,
     history: str | None = None,
+    allow: Path | None = None,
+    deny: Path | None = None,
+    exclude: str | None = None,
     on_progress: OnProgress | None = None,
-) -> Summary:
+) -> RunSummary:
     """Write a run that holds every user of the input exactly once.
 
     Readers of `output` see the run that was there before until this one is complete; whatever stops the job leaves that
@@ -77,18 +82,24 @@ def score(
         options: what to recommend and how to write it.
         history: location of the interactions or histories of bare users, and only of those: a second source beside an
             input that holds histories already is refused. Its users that the input does not name are not scored.
+        allow: file of the only items that may be recommended (see `read_item_list`).
+        deny: file of items that may not.
+        exclude: location of interactions or histories: pairs of a user and an item that may not.
         on_progress: see `OnProgress`.
 
     Raises:
-        InputError: the input cannot be read, does not fit the bundle, or lacks (or does not need) `history`; or
-            `output` holds something that is not a run.
+        InputError: the input cannot be read, does not fit the bundle, or lacks (or does not need) `history`; what may
+            be recommended is not well said; or `output` holds something that is not a run.
         JobError: the disk is full, or a file of the input is damaged behind an intact footer.
     """
     check_directory(output, MARKER)
-    sources = open_sources(users, history, bundle.vocabulary)
+    sources = open_sources(users, history, bundle.vocabulary, exclude)
+    vocabulary, (where, caps) = bundle.vocabulary, (options.where, options.caps)
+    candidates = open_candidates(vocabulary, allow=allow, deny=deny, where=where, caps=caps)
     try:
         with publish_directory(output, MARKER) as folder:
-            return _Job(folder, bundle, scorer, sources, options).run(on_progress or (lambda _users, _share: None))
+            job = _Job(folder, bundle, scorer, sources, candidates, options)
+            return job.run(on_progress or (lambda _users, _share: None))
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
@@ -103,6 +114,7 @@ class _Job:
     bundle: Bundle
     scorer: Scorer
     sources: Sources
+    candidates: Candidates
     options: Options
 
     @cached_property
@@ -114,16 +126,21 @@ class _Job:
         return arrow_ids(self.bundle.vocabulary.items["item_id"])
 
     @cached_property
-    def fallback(self) -> Recommendations:
-        k = min(self.options.k, len(self.bundle.vocabulary))
-        popular = self.options.fallback == "popular"
-        return popular_items(self.bundle.vocabulary, k) if popular else Recommendations.missing(1, k)
+    def popular(self) -> Popular:
+        if self.options.fallback == "none":
+            return Popular.nothing()
+        return Popular.of(self.bundle.vocabulary, self.candidates.allowed_I)
 
-    def run(self, on_progress: OnProgress) -> Summary:
+    @property
+    def k(self) -> int:
+        return min(self.options.k, len(self.bundle.vocabulary))
+
+    def run(self, on_progress: OnProgress) -> RunSummary:
         """Fill the folder."""
         start_run(self.folder, self.manifest())
         shuffled = self.folder / _TEMPORARY / "shuffled"
         shuffle_sources(self.sources, shuffled, self.n_parts)
+        check_exclusions(self.sources, shuffled, self.bundle.vocabulary)
         on_progress(0, 0.0)
         summaries: list[Summary] = []
         for number in range(self.n_parts):
@@ -131,15 +148,24 @@ class _Job:
             users_before = sum(summary.users for summary in summaries)
             summaries.append(self.write_part(number, part, users_before, on_progress))
         shutil.rmtree(self.folder / _TEMPORARY)
-        return finish_run(self.folder, summaries)
+        unknown = {option: items.unknown for option, items in self.candidates.lists.items()}
+        return finish_run(
+            self.folder,
+            summaries,
+            candidates=len(self.candidates),
+            unknown_allowed=unknown.get("allow", 0),
+            unknown_denied=unknown.get("deny", 0),
+        )
 
     def manifest(self) -> RunManifest:
         """What decides the bytes of this run."""
-        users, history = self.sources
+        users, history, exclude = self.sources
         return RunManifest(
             bundle=self.bundle.digest,
             input=describe_input(users),
             history=None if history is None else describe_input(history),
+            exclude=None if exclude is None else describe_input(exclude),
+            lists=dict(self.candidates.lists),
             options=self.options,
             n_parts=self.n_parts,
             versions=scoring_versions(self.options.format),
@@ -149,12 +175,13 @@ class _Job:
         """Score a part block by block; write its two files and their receipt."""
         user_ids_U = arrow_ids(part.user_ids_U)
         n_users, done, layout = len(user_ids_U), 0, self.options.layout
-        block = max(1, BLOCK_PLACES // self.fallback.items_Uk.shape[1])
+        block = max(1, BLOCK_PLACES // self.k)
+        excluded = part.excluded if self.options.keep_seen else part.known.union(part.excluded, self.scorer.n_items)
         recommended_U = np.zeros(n_users, dtype=np.int32)
         with self.writer("data", number, data_schema(user_ids_U.type, self.item_ids.type, layout)) as writer:
             for rows_U in np.split(np.arange(n_users), range(block, n_users, block)):
-                histories = part.known.take(rows_U)
-                found = recommend(self.scorer, histories, self.fallback, keep_seen=self.options.keep_seen)
+                users = part.known.take(rows_U), excluded.take(rows_U)
+                found = recommend(self.scorer, *users, self.candidates, self.popular, self.k)
                 writer.write_table(data_table(user_ids_U.take(pa.array(rows_U)), found, self.item_ids, layout))
                 recommended_U[rows_U] = found.counts_U
                 done += len(rows_U)
@@ -184,6 +211,8 @@ class _Job:
             interactions=part.interactions,
             history_items=int(part.history_length_U.sum(dtype=np.int64)),
             known_items=len(part.known.items_N),
+            excluded=len(part.excluded.items_N),
+            exclusions_without_effect=part.exclusions_without_effect,
             recommendations=recommendations,
             rows=recommendations if self.options.layout == "long" else n_users,
         )

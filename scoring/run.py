@@ -24,6 +24,7 @@ from pydantic import BaseModel, PositiveInt
 from pipeline.interactions import Source
 from pipeline.manifest import NAME as MANIFEST
 from pipeline.manifest import FileDigest, digest, versions
+from scoring.item_list import ItemList
 
 MARKER = "receipts/part-00000.json"
 """What only a run holds: a folder without it is never replaced by one."""
@@ -42,6 +43,10 @@ class Options(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
     """Whether items of the user's own history may be recommended."""
     fallback: Literal["popular", "none"] = "popular"
     """What users without any known item get: the most popular items of training, or nothing."""
+    where: str | None = None
+    """SQL expression over the columns of the bundle's items; only items for which it is true are recommended."""
+    caps: dict[str, PositiveInt] = {}
+    """By column of the bundle's items, how many items of one value a user gets, at most."""
     layout: Literal["long", "nested"] = "long"
     """One row per recommendation, or one per user with lists."""
     format: Literal["onnx", "torchscript"] = "onnx"
@@ -68,6 +73,9 @@ class RunManifest(BaseModel, extra="forbid", frozen=True, strict=True):
     """Of the bundle's manifest, and so of all its files."""
     input: InputDigest
     history: InputDigest | None
+    exclude: InputDigest | None
+    lists: dict[str, ItemList]
+    """`allow` and `deny`, where given."""
     options: Options
     n_parts: int
     versions: dict[str, str]
@@ -90,6 +98,10 @@ class Summary(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
     """Distinct items of the histories of the users above."""
     known_items: int
     """Those of them that the model knows; the others were dropped."""
+    excluded: int
+    """Pairs of `--exclude` about a user of the input and an item that the model knows."""
+    exclusions_without_effect: int
+    """The other pairs of `--exclude`."""
     recommendations: int
     rows: int
     """Of `data/`."""
@@ -98,6 +110,17 @@ class Summary(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
     def users(self) -> int:
         """Users accounted for, each user of the input once."""
         return self.scored + self.cold + self.unknown
+
+
+class RunSummary(Summary):
+    """What a whole run accounts for."""
+
+    candidates: int
+    """Items that may be recommended."""
+    unknown_allowed: int
+    """Ids of `--allow` that are no item of the bundle."""
+    unknown_denied: int
+    """Ids of `--deny` that are none."""
 
 
 class Receipt(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -139,10 +162,10 @@ def write_receipt(folder: Path, part: int, summary: Summary) -> None:
     _write(folder / "receipts" / f"{part_name(part)}.json", receipt)
 
 
-def finish_run(folder: Path, summaries: Iterable[Summary]) -> Summary:
-    """Write the sum over all parts, and last the mark that the run is complete."""
+def finish_run(folder: Path, summaries: Iterable[Summary], **facts: int) -> RunSummary:
+    """Write the sum over all parts with the other facts of a `RunSummary`, and last the mark of a complete run."""
     parts = [summary.model_dump() for summary in summaries]
-    total = Summary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields})
+    total = RunSummary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields}, **facts)
     _write(folder / SUMMARY, total)
     (folder / SUCCESS).touch()
     return total

@@ -289,6 +289,36 @@ def test_more_places_than_items(bundle: Path, tmp_path: Path) -> None:
     assert dict(lengths.iter_rows()) == {1: SMALL_ITEMS - 1, 2: 0}
 
 
+def test_metadata_of_items_decide_what_is_recommended(workspace: Path, tmp_path: Path) -> None:
+    """The columns of `data.items` travel from training to scoring."""
+    items = pl.read_parquet(workspace / "items.parquet")
+    (tmp_path / "deny.csv").write_text("item_id\n" + "".join(f"{item}\n" for item in items["item_id"][:50]))
+    fine(
+        *("score", "--input", str(workspace / "users.parquet"), "--bundle", str(workspace / "bundle")),
+        *("--output", str(tmp_path / "run"), "--k", "12", "--where", "category <> 'Garden'", "--cap", "category=2"),
+        *("--deny", str(tmp_path / "deny.csv")),
+    )
+    data = pl.read_parquet(tmp_path / "run" / "data")
+    categories = data.join(items, on="item_id").group_by("user_id", "category").len()
+    assert not categories["category"].is_in(["Garden"]).any()
+    assert categories["len"].unique().to_list() == [2]
+    assert data["user_id"].value_counts()["count"].unique().to_list() == [12]
+    assert data.join(items[:50], on="item_id", how="semi").is_empty()
+
+
+@pytest.mark.parametrize(
+    ("caps", "message"),
+    [
+        (["category"], "Error: --cap category is not COLUMN=N with N from 1. Write, for one, --cap category=3.\n"),
+        (["category=0"], "Error: --cap category=0 is not COLUMN=N with N from 1. Write, for one, --cap category=3.\n"),
+        (["a=1", "b=1", "a=2"], "Error: --cap names the column a twice. Keep one of them.\n"),
+    ],
+)
+def test_a_cap_that_is_none(caps: list[str], message: str) -> None:
+    arguments = [argument for cap in caps for argument in ("--cap", cap)]
+    assert refused(2, "score", "--input", "users.parquet", *arguments) == message
+
+
 OPTIONS = {
     "demo": ["--workspace"],
     "train": ["--config", "--input", "--output", "--resume", "--tensorboard", "--device", "--json"],
@@ -296,7 +326,8 @@ OPTIONS = {
     "evaluate": ["--model", "--history", "--truth", "--baseline", "--input", "--format", "--device", "--json"],
     "export": ["--checkpoint", "--output", "--format", "--json"],
     "score": [
-        *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback", "--layout"),
+        *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback"),
+        *("--allow", "--deny", "--exclude", "--where", "--cap", "--layout"),
         *("--format", "--device", "--json"),
     ],
 }
