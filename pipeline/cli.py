@@ -272,6 +272,13 @@ def export(checkpoint: Path, output: Path, form: str, as_json: bool) -> None:
     help="At most N items of each value of a column of items.parquet in a list; may be repeated.",
 )
 @click.option(
+    "--max-errors",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Set aside at most so many rows and files that cannot be used.",
+)
+@click.option(
     "--layout",
     type=click.Choice(["long", "nested"]),
     default="long",
@@ -289,6 +296,7 @@ def score(
     allow: Path | None,
     deny: Path | None,
     exclude: str | None,
+    max_errors: int,
     form: str,
     device: str,
     as_json: bool,
@@ -317,6 +325,7 @@ def score(
             allow=allow,
             deny=deny,
             exclude=exclude,
+            max_errors=max_errors,
             on_progress=show.users,
         )
     facts = {"run": output, "device": where, **summary.model_dump(), "seconds": round(show.seconds, 2)}

@@ -5,6 +5,7 @@ Shape letters: U users of a part, N items of their histories.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,14 @@ class Part(NamedTuple):
     """Pairs of `--exclude` about users that the input does not name, or items that the model does not know."""
 
 
-def open_sources(users: str, history: str | None, vocabulary: Vocabulary, exclude: str | None = None) -> Sources:
+def open_sources(
+    users: str,
+    history: str | None,
+    vocabulary: Vocabulary,
+    exclude: str | None = None,
+    *,
+    inspect: Callable[[str], Source] = open_source,
+) -> Sources:
     """Inspect the input before any work.
 
     Args:
@@ -61,12 +69,13 @@ def open_sources(users: str, history: str | None, vocabulary: Vocabulary, exclud
             histories already, a second source is refused rather than guessed about.
         vocabulary: must be able to look up the items.
         exclude: location of interactions or histories: items that a user must not get.
+        inspect: opens a location.
 
     Raises:
         InputError: a source cannot be read, `history` is missing or not needed, types of ids differ.
     """
-    asked = open_source(users)
-    excluded = None if exclude is None else _open_pairs("--exclude", exclude, asked, vocabulary)
+    asked = inspect(users)
+    excluded = None if exclude is None else _check_pairs("--exclude", inspect(exclude), asked, vocabulary)
     if asked.form != "users":
         if history is not None:
             raise InputError(
@@ -80,7 +89,7 @@ def open_sources(users: str, history: str | None, vocabulary: Vocabulary, exclud
             f"{users} holds bare users: beside user_id it has neither item_id nor history. "
             "Name the interactions of these users with --history."
         )
-    return Sources(asked, _open_pairs("--history", history, asked, vocabulary), excluded)
+    return Sources(asked, _check_pairs("--history", inspect(history), asked, vocabulary), excluded)
 
 
 def shuffle_sources(sources: Sources, folder: Path, n_parts: int) -> None:
@@ -123,18 +132,17 @@ def read_part(folder: Path, number: int, vocabulary: Vocabulary) -> Part:
     return Part(user_ids, length_U, known, interactions, not_asked_for, excluded, without_effect)
 
 
-def _open_pairs(option: str, location: str, asked: Source, vocabulary: Vocabulary) -> Source:
-    """What an option says about the users of the input."""
-    source = open_source(location)
+def _check_pairs(option: str, source: Source, asked: Source, vocabulary: Vocabulary) -> Source:
+    """Refuse what an option cannot say about the users of the input."""
     if source.form == "users":
         raise InputError(
-            f"{option} {location} holds bare users: beside user_id it has neither item_id nor history. "
+            f"{option} {source.location} holds bare users: beside user_id it has neither item_id nor history. "
             "Name the interactions of the users."
         )
     if source.user_type != asked.user_type:
         raise InputError(
-            f"User ids are {asked.user_type} in {asked.location}, but {source.user_type} in {option} {location}. "
-            "Write both with one type."
+            f"User ids are {asked.user_type} in {asked.location}, "
+            f"but {source.user_type} in {option} {source.location}. Write both with one type."
         )
     _check_item_type(source, vocabulary)
     return source

@@ -25,12 +25,14 @@ import pyarrow.parquet as pq
 from export.bundle import Bundle
 from pipeline.buckets import bucket_count
 from pipeline.errors import JobError
+from pipeline.interactions import open_source
 from pipeline.publish import check_directory, publish_directory
 from pipeline.scorer import Scorer
 from scoring.candidates import Candidates, open_candidates
 from scoring.input import Part, Sources, check_exclusions, open_sources, read_part, shuffle_sources
 from scoring.output import arrow_ids, data_schema, data_table, parquet_writer, users_table
-from scoring.recommendations import Popular, recommend
+from scoring.quarantine import Quarantine
+from scoring.recommendations import Popular, reasons, recommend
 from scoring.run import (
     MARKER,
     Options,
@@ -67,6 +69,7 @@ def score(
     allow: Path | None = None,
     deny: Path | None = None,
     exclude: str | None = None,
+    max_errors: int = 0,
     on_progress: OnProgress | None = None,
 ) -> RunSummary:
     """Write a run that holds every user of the input exactly once.
@@ -85,20 +88,25 @@ def score(
         allow: file of the only items that may be recommended (see `read_item_list`).
         deny: file of items that may not.
         exclude: location of interactions or histories: pairs of a user and an item that may not.
+        max_errors: how many rows and files of the input that cannot be used are set aside in `quarantine/`.
         on_progress: see `OnProgress`.
 
     Raises:
-        InputError: the input cannot be read, does not fit the bundle, or lacks (or does not need) `history`; what may
-            be recommended is not well said; or `output` holds something that is not a run.
+        InputError: the input (or more of it than `max_errors`) cannot be read, does not fit the bundle, or lacks (or
+            does not need) `history`; what may be recommended is not well said; or `output` holds something that is not
+            a run.
         JobError: the disk is full, or a file of the input is damaged behind an intact footer.
     """
     check_directory(output, MARKER)
-    sources = open_sources(users, history, bundle.vocabulary, exclude)
-    vocabulary, (where, caps) = bundle.vocabulary, (options.where, options.caps)
-    candidates = open_candidates(vocabulary, allow=allow, deny=deny, where=where, caps=caps)
     try:
         with publish_directory(output, MARKER) as folder:
-            job = _Job(folder, bundle, scorer, sources, candidates, options)
+            quarantine = Quarantine(folder / _TEMPORARY / "screened", max_errors)
+            inspect = quarantine.open if max_errors else open_source
+            sources = open_sources(users, history, bundle.vocabulary, exclude, inspect=inspect)
+            candidates = open_candidates(
+                bundle.vocabulary, allow=allow, deny=deny, where=options.where, caps=options.caps
+            )
+            job = _Job(folder, bundle, scorer, sources, candidates, quarantine, options)
             return job.run(on_progress or (lambda _users, _share: None))
     except OSError as error:
         if error.errno not in _DISK_FULL:
@@ -115,6 +123,7 @@ class _Job:
     scorer: Scorer
     sources: Sources
     candidates: Candidates
+    quarantine: Quarantine
     options: Options
 
     @cached_property
@@ -126,9 +135,9 @@ class _Job:
         return arrow_ids(self.bundle.vocabulary.items["item_id"])
 
     @cached_property
-    def popular(self) -> Popular:
+    def popular(self) -> Popular | None:
         if self.options.fallback == "none":
-            return Popular.nothing()
+            return None
         return Popular.of(self.bundle.vocabulary, self.candidates.allowed_I)
 
     @property
@@ -138,6 +147,7 @@ class _Job:
     def run(self, on_progress: OnProgress) -> RunSummary:
         """Fill the folder."""
         start_run(self.folder, self.manifest())
+        self.quarantine.write(self.folder / "quarantine")
         shuffled = self.folder / _TEMPORARY / "shuffled"
         shuffle_sources(self.sources, shuffled, self.n_parts)
         check_exclusions(self.sources, shuffled, self.bundle.vocabulary)
@@ -155,6 +165,7 @@ class _Job:
             candidates=len(self.candidates),
             unknown_allowed=unknown.get("allow", 0),
             unknown_denied=unknown.get("deny", 0),
+            quarantined=len(self.quarantine.faults),
         )
 
     def manifest(self) -> RunManifest:
@@ -187,7 +198,8 @@ class _Job:
                 done += len(rows_U)
                 on_progress(users_before + done, (number + (done / n_users if n_users else 1)) / self.n_parts)
         known_items_U = part.known.lengths.astype(np.int32)
-        table = users_table(user_ids_U, part.history_length_U, known_items_U, recommended_U)
+        reason_U = reasons(recommended_U, part.known, excluded, self.candidates, self.popular, self.options.k)
+        table = users_table(user_ids_U, part.history_length_U, known_items_U, recommended_U, reason_U)
         with self.writer("users", number, table.schema) as writer:
             writer.write_table(table)
         summary = self.summary(part, int(recommended_U.sum()))

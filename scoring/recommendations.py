@@ -64,14 +64,9 @@ class Popular(NamedTuple):
         items_M = items_M[(count_I > 0)[items_M] & allowed_I[items_M]]
         return cls(items_M, np.log(count_I[items_M] / count_I.sum()).astype(np.float32))
 
-    @classmethod
-    def nothing(cls) -> Popular:
-        """No item."""
-        return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-
 
 def recommend(
-    scorer: Scorer, histories: Histories, excluded: Histories, candidates: Candidates, popular: Popular, k: int
+    scorer: Scorer, histories: Histories, excluded: Histories, candidates: Candidates, popular: Popular | None, k: int
 ) -> Recommendations:
     """The best items for each history that may be recommended, in the order of the histories.
 
@@ -80,14 +75,41 @@ def recommend(
         histories: of U users.
         excluded: items that each of them must not get.
         candidates: the items that anyone may get, and caps on a list.
-        popular: in the place of the scorer's ranking for users without history; of candidates only.
+        popular: in the place of the scorer's ranking for users without history; of candidates only. None: they get
+            nothing.
         k: places, at most the size of the catalogue.
     """
     top = Recommendations.missing(len(histories), k)
     lengths_U = np.maximum(histories.lengths, excluded.lengths)
     _fill_ranked(top, scorer, histories, excluded, candidates, lengths_U)
-    _fill_popular(top, popular, np.flatnonzero(histories.lengths == 0), excluded, candidates)
+    if popular is not None and len(popular.items_M):
+        _fill_popular(top, popular, np.flatnonzero(histories.lengths == 0), excluded, candidates)
     return top
+
+
+def reasons(
+    recommended_U: NDArray[np.int32],
+    histories: Histories,
+    excluded: Histories,
+    candidates: Candidates,
+    popular: Popular | None,
+    k: int,
+) -> NDArray[np.int32]:
+    """Why users got fewer than k items, as positions in `REASONS`; -1 where they did not."""
+    popular_I = np.zeros(len(candidates.allowed_I), dtype=np.bool_)
+    if popular is not None:
+        popular_I[popular.items_M] = True
+    ranked_U = histories.lengths > 0
+    allowed_U = np.where(ranked_U, len(candidates), np.count_nonzero(popular_I))
+    left_U = allowed_U - np.where(ranked_U, excluded.count(candidates.allowed_I), excluded.count(popular_I))
+    conditions = (
+        ~ranked_U & (popular is None),
+        allowed_U < k,
+        left_U < k,
+        np.full(len(histories), bool(candidates.caps)),
+    )
+    reason_U = np.select(conditions, range(len(conditions)), default=len(conditions))
+    return np.where(recommended_U < k, reason_U, -1).astype(np.int32)
 
 
 def _fill_ranked(
@@ -130,8 +152,6 @@ def _fill_popular(
     top: Recommendations, popular: Popular, users: NDArray[np.int64], excluded: Histories, candidates: Candidates
 ) -> None:
     """Places of the users without one: the same for all from whom nothing is kept."""
-    if not len(popular.items_M):
-        return
     alike_U = excluded.lengths[users] == 0
     everyone, others = users[alike_U], users[~alike_U]
     _place_popular(top, everyone, popular, Histories.of([()]), candidates)

@@ -3,6 +3,7 @@
     manifest.json             written first: digests of the bundle and the input, options, number of parts
     data/part-00000.parquet   recommendations, sorted by user and rank (see scoring/output.py)
     users/part-00000.parquet  every user once, sorted, and what became of them
+    quarantine/part-00000.parquet  rows and files of the input that were set aside, if any (see scoring/quarantine.py)
     receipts/part-00000.json  what the part accounts for, and the digests of its two files
     summary.json              the sum over all parts
     _SUCCESS                  empty, written last
@@ -121,6 +122,8 @@ class RunSummary(Summary):
     """Ids of `--allow` that are no item of the bundle."""
     unknown_denied: int
     """Ids of `--deny` that are none."""
+    quarantined: int
+    """Rows, row groups and files of the input that were set aside in `quarantine/`."""
 
 
 class Receipt(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -131,10 +134,10 @@ class Receipt(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 def describe_input(source: Source) -> InputDigest:
-    """Digest every file of a source."""
-    location = Path(source.location)
-    folder = location if location.is_dir() else Path(os.path.commonpath([file.parent for file in source.files]))
-    files = {file.relative_to(folder).as_posix(): digest(file) for file in source.files}
+    """Digest every file of a source, those included that were set aside."""
+    location, paths = Path(source.location), source.originals or source.files
+    folder = location if location.is_dir() else Path(os.path.commonpath([file.parent for file in paths]))
+    files = {file.relative_to(folder).as_posix(): digest(file) for file in paths}
     return InputDigest(location=source.location, files=files)
 
 

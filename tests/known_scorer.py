@@ -157,7 +157,14 @@ def expected(
             ]
         data |= {(user, rank, *row) for rank, row in enumerate(rows, start=1)}
         status = "scored" if items else "unknown" if history else "cold"
-        accounts.add((user, status, len(set(history)), len(items), len(rows)))
+        reason = None
+        if len(rows) < k:
+            allowed_here = [item for item in allowed if items or counts[item]]
+            left = [item for item in allowed_here if item not in never and (keep_seen or item not in items)]
+            reason = "excluded" if len(left) < k else "capped"
+            reason = "few_allowed" if len(allowed_here) < k else reason
+            reason = "no_fallback" if not items and fallback == "none" else reason
+        accounts.add((user, status, len(set(history)), len(items), len(rows), reason))
     return data, accounts
 
 
@@ -216,8 +223,8 @@ def check(
     ]
     assert summary.users == len(users)
     assert summary.recommendations == summary.rows == len(data)
-    assert summary.history_items == sum(length for _, _, length, _, _ in accounts)
-    assert summary.known_items == sum(known for _, _, _, known, _ in accounts)
+    assert summary.history_items == sum(length for _, _, length, *_ in accounts)
+    assert summary.known_items == sum(known for _, _, _, known, *_ in accounts)
     assert RunSummary.model_validate_json((run / "summary.json").read_bytes()) == summary
 
 

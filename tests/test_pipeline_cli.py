@@ -327,7 +327,7 @@ OPTIONS = {
     "export": ["--checkpoint", "--output", "--format", "--json"],
     "score": [
         *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback"),
-        *("--allow", "--deny", "--exclude", "--where", "--cap", "--layout"),
+        *("--allow", "--deny", "--exclude", "--where", "--cap", "--max-errors", "--layout"),
         *("--format", "--device", "--json"),
     ],
 }

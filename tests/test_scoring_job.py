@@ -203,7 +203,7 @@ def test_the_files_have_the_promised_columns(tmp_path: Path, bundle: Bundle) -> 
         {"user_id": pa.string(), **{f"{name}s": pa.list_(dtype) for name, dtype in columns.items()}}
     )
     counted = dict.fromkeys(["history_length", "known_items", "recommended"], pa.int32())
-    users_schema = pa.schema({"user_id": pa.string(), "status": pa.string(), **counted})
+    users_schema = pa.schema({"user_id": pa.string(), "status": pa.string(), **counted, "reason": pa.string()})
     assert pq.read_schema(tmp_path / "long/users/part-00000.parquet") == users_schema
 
 

@@ -57,7 +57,7 @@ def test_a_run_is_its_manifest_then_its_parts_then_the_mark_of_success(tmp_path:
         for kind in ("data", "users"):
             (run / kind / f"{part_name(part)}.parquet").write_text(f"{kind} {part}")
         write_receipt(run, part, summary(part))
-    facts = {"candidates": 7, "unknown_allowed": 8, "unknown_denied": 9}
+    facts = {"candidates": 7, "unknown_allowed": 8, "unknown_denied": 9, "quarantined": 10}
     total = finish_run(run, [summary(0), summary(1)], **facts)
     assert files(run) == [
         "_SUCCESS",
