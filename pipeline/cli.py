@@ -246,6 +246,7 @@ def export(checkpoint: Path, output: Path, form: str, as_json: bool) -> None:
 
 
 @main.command()
+@config_option
 @click.option("--input", "users", required=True, help="Whom to score: interactions, histories, or bare users.")
 @click.option("--history", help="Interactions of bare users.")
 @click.option("--bundle", type=FOLDER, default=Path("bundle"), show_default=True, help="Bundle to score with.")
@@ -289,6 +290,7 @@ def export(checkpoint: Path, output: Path, form: str, as_json: bool) -> None:
 @device_option
 @json_option
 def score(
+    config: Path | None,
     users: str,
     history: str | None,
     bundle: Path,
@@ -304,6 +306,7 @@ def score(
 ) -> None:
     """Recommend items to every user of the input."""
     from export.bundle import read_bundle
+    from pipeline.config import load_publish_config
     from pipeline.progress import ScoringProgress
     from pipeline.report import print_facts
     from scoring.job import score
@@ -311,6 +314,7 @@ def score(
     from scoring.runtimes import open_scorer, scoring_device
 
     where = scoring_device(form, device)
+    publish = load_publish_config(config)
     options = Options.model_validate({"format": form, "device": where, **chosen})
     opened = read_bundle(bundle)
     with ScoringProgress() as show:
@@ -326,6 +330,7 @@ def score(
             deny=deny,
             exclude=exclude,
             max_errors=max_errors,
+            publish=publish,
             on_progress=show.users,
         )
     facts = {"run": output, "device": where, **summary.model_dump(), "seconds": round(show.seconds, 2)}

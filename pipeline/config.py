@@ -22,6 +22,7 @@ from pydantic import (
 
 from pipeline.errors import InputError
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -128,14 +129,46 @@ class Config(Section):
         return Config.model_validate(sections)
 
 
+class PublishConfig(Section):
+    """What a scoring run must reach before it takes the place of the one before. It does not change what is trained."""
+
+    min_scored_share: Share = 0.0
+    """Users with an item that the model knows, of all users of the input."""
+    min_catalogue_coverage: Share = 0.0
+    """Items recommended to anyone, of those that may be."""
+    max_empty_share: Share = 1.0
+    """Users who get nothing, of all users of the input."""
+
+
+class ConfigFile(Config):
+    """Everything that a TOML file may say."""
+
+    publish: PublishConfig = PublishConfig()
+
+
 def load_config(path: Path) -> Config:
-    """Read a TOML file.
+    """Read what a TOML file says about training.
 
     Raises:
         InputError: the file is missing, is not TOML, or a field is unknown or out of bounds; all problems are listed.
     """
+    file = _load_file(path)
+    return Config(data=file.data, model=file.model, training=file.training)
+
+
+def load_publish_config(path: Path | None) -> PublishConfig:
+    """What the named file says about publishing, else `pipeline.toml` where there is one, else the defaults.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    path = _workspace_file(path)
+    return PublishConfig() if path is None else _load_file(path).publish
+
+
+def _load_file(path: Path) -> ConfigFile:
     try:
-        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return ConfigFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Name a TOML file; configs/ has examples.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -155,7 +188,10 @@ def workspace_config(path: Path | None, interactions: str | None) -> Config:
     Raises:
         InputError: as `load_config`.
     """
-    if path is None and WORKSPACE_CONFIG.is_file():
-        path = WORKSPACE_CONFIG
+    path = _workspace_file(path)
     config = Config() if path is None else load_config(path)
     return config if interactions is None else config.updated({"data.input": interactions})
+
+
+def _workspace_file(path: Path | None) -> Path | None:
+    return WORKSPACE_CONFIG if path is None and WORKSPACE_CONFIG.is_file() else path

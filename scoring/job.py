@@ -21,9 +21,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from export.bundle import Bundle
 from pipeline.buckets import bucket_count
+from pipeline.config import PublishConfig
 from pipeline.errors import JobError
 from pipeline.interactions import open_source
 from pipeline.publish import check_directory, publish_directory
@@ -45,7 +47,9 @@ from scoring.run import (
     scoring_versions,
     start_run,
     write_receipt,
+    write_summary,
 )
+from scoring.thresholds import check_run, unpublished
 
 BLOCK_PLACES = 2**20
 """Users times k of a block, at most (but one user at least): what waits to be written, a row group of `data/`."""
@@ -70,6 +74,7 @@ def score(
     deny: Path | None = None,
     exclude: str | None = None,
     max_errors: int = 0,
+    publish: PublishConfig | None = None,
     on_progress: OnProgress | None = None,
 ) -> RunSummary:
     """Write a run that holds every user of the input exactly once.
@@ -89,15 +94,17 @@ def score(
         deny: file of items that may not.
         exclude: location of interactions or histories: pairs of a user and an item that may not.
         max_errors: how many rows and files of the input that cannot be used are set aside in `quarantine/`.
+        publish: thresholds; a run that crosses one is kept beside `output`, and `output` stays what it was.
         on_progress: see `OnProgress`.
 
     Raises:
         InputError: the input (or more of it than `max_errors`) cannot be read, does not fit the bundle, or lacks (or
             does not need) `history`; what may be recommended is not well said; or `output` holds something that is not
             a run.
-        JobError: the disk is full, or a file of the input is damaged behind an intact footer.
+        JobError: a threshold was crossed, the disk is full, or a file of the input is damaged behind an intact footer.
     """
-    check_directory(output, MARKER)
+    for place in (output, unpublished(output)):
+        check_directory(place, MARKER)
     try:
         with publish_directory(output, MARKER) as folder:
             quarantine = Quarantine(folder / _TEMPORARY / "screened", max_errors)
@@ -107,7 +114,10 @@ def score(
                 bundle.vocabulary, allow=allow, deny=deny, where=options.where, caps=options.caps
             )
             job = _Job(folder, bundle, scorer, sources, candidates, quarantine, options)
-            return job.run(on_progress or (lambda _users, _share: None))
+            summary = job.run(on_progress or (lambda _users, _share: None))
+            check_run(summary, publish or PublishConfig(), folder, output)
+            finish_run(folder)
+            return summary
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
@@ -140,12 +150,17 @@ class _Job:
             return None
         return Popular.of(self.bundle.vocabulary, self.candidates.allowed_I)
 
+    @cached_property
+    def recommended_I(self) -> NDArray[np.bool_]:
+        """Items recommended to anyone so far."""
+        return np.zeros(len(self.bundle.vocabulary), dtype=np.bool_)
+
     @property
     def k(self) -> int:
         return min(self.options.k, len(self.bundle.vocabulary))
 
     def run(self, on_progress: OnProgress) -> RunSummary:
-        """Fill the folder."""
+        """Fill the folder, all but the mark of success."""
         start_run(self.folder, self.manifest())
         self.quarantine.write(self.folder / "quarantine")
         shuffled = self.folder / _TEMPORARY / "shuffled"
@@ -159,10 +174,11 @@ class _Job:
             summaries.append(self.write_part(number, part, users_before, on_progress))
         shutil.rmtree(self.folder / _TEMPORARY)
         unknown = {option: items.unknown for option, items in self.candidates.lists.items()}
-        return finish_run(
+        return write_summary(
             self.folder,
             summaries,
             candidates=len(self.candidates),
+            recommended_items=int(np.count_nonzero(self.recommended_I)),
             unknown_allowed=unknown.get("allow", 0),
             unknown_denied=unknown.get("deny", 0),
             quarantined=len(self.quarantine.faults),
@@ -195,6 +211,7 @@ class _Job:
                 found = recommend(self.scorer, *users, self.candidates, self.popular, self.k)
                 writer.write_table(data_table(user_ids_U.take(pa.array(rows_U)), found, self.item_ids, layout))
                 recommended_U[rows_U] = found.counts_U
+                self.recommended_I[found.items_Uk[found.items_Uk >= 0]] = True
                 done += len(rows_U)
                 on_progress(users_before + done, (number + (done / n_users if n_users else 1)) / self.n_parts)
         known_items_U = part.known.lengths.astype(np.int32)
@@ -202,7 +219,7 @@ class _Job:
         table = users_table(user_ids_U, part.history_length_U, known_items_U, recommended_U, reason_U)
         with self.writer("users", number, table.schema) as writer:
             writer.write_table(table)
-        summary = self.summary(part, int(recommended_U.sum()))
+        summary = self.summary(part, recommended_U)
         write_receipt(self.folder, number, summary)
         return summary
 
@@ -211,9 +228,9 @@ class _Job:
         name = f"{kind}/{part_name(number)}.parquet"
         return parquet_writer(self.folder / name, schema, self.folder / _TEMPORARY / kind)
 
-    def summary(self, part: Part, recommendations: int) -> Summary:
+    def summary(self, part: Part, recommended_U: NDArray[np.int32]) -> Summary:
         """What a part accounts for."""
-        n_users = len(part.known)
+        n_users, recommendations = len(part.known), int(recommended_U.sum())
         scored, cold = int(np.count_nonzero(part.known.lengths)), int(np.count_nonzero(part.history_length_U == 0))
         return Summary(
             scored=scored,
@@ -225,6 +242,7 @@ class _Job:
             known_items=len(part.known.items_N),
             excluded=len(part.excluded.items_N),
             exclusions_without_effect=part.exclusions_without_effect,
+            empty=int(np.count_nonzero(recommended_U == 0)),
             recommendations=recommendations,
             rows=recommendations if self.options.layout == "long" else n_users,
         )

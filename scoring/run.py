@@ -103,6 +103,8 @@ class Summary(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
     """Pairs of `--exclude` about a user of the input and an item that the model knows."""
     exclusions_without_effect: int
     """The other pairs of `--exclude`."""
+    empty: int
+    """Users without a recommendation."""
     recommendations: int
     rows: int
     """Of `data/`."""
@@ -118,6 +120,8 @@ class RunSummary(Summary):
 
     candidates: int
     """Items that may be recommended."""
+    recommended_items: int
+    """Those of them that were, to anyone."""
     unknown_allowed: int
     """Ids of `--allow` that are no item of the bundle."""
     unknown_denied: int
@@ -165,13 +169,17 @@ def write_receipt(folder: Path, part: int, summary: Summary) -> None:
     _write(folder / "receipts" / f"{part_name(part)}.json", receipt)
 
 
-def finish_run(folder: Path, summaries: Iterable[Summary], **facts: int) -> RunSummary:
-    """Write the sum over all parts with the other facts of a `RunSummary`, and last the mark of a complete run."""
+def write_summary(folder: Path, summaries: Iterable[Summary], **facts: int) -> RunSummary:
+    """Write the sum over all parts with the other facts of a `RunSummary`."""
     parts = [summary.model_dump() for summary in summaries]
     total = RunSummary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields}, **facts)
     _write(folder / SUMMARY, total)
-    (folder / SUCCESS).touch()
     return total
+
+
+def finish_run(folder: Path) -> None:
+    """Mark the run as complete."""
+    (folder / SUCCESS).touch()
 
 
 @cache

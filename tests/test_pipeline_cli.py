@@ -289,6 +289,29 @@ def test_more_places_than_items(bundle: Path, tmp_path: Path) -> None:
     assert dict(lengths.iter_rows()) == {1: SMALL_ITEMS - 1, 2: 0}
 
 
+def test_thresholds_come_from_the_config_and_end_the_job_with_1(workspace: Path, tmp_path: Path) -> None:
+    """Nothing that is trained depends on them."""
+    arguments = ["score", "--input", str(workspace / "users.parquet"), "--bundle", str(workspace / "bundle")]
+    arguments += ["--output", str(tmp_path / "run"), "--k", "3", "--fallback", "none"]
+    config = tmp_path / "night.toml"
+    config.write_text("[publish]\nmax_empty_share = 0.1\n")
+    fine(*arguments, "--config", str(config))
+    config.write_text("[publish]\nmax_empty_share = 0.0001\n")
+    assert refused(1, *arguments, "--config", str(config)) == (
+        f"Error: {tmp_path / 'run'} was not published, and is what it was before. "
+        f"The new run is in {tmp_path / 'run.unpublished'}:\n"
+        "  0.000625 of users got nothing (2 of 3,200), above max_empty_share = 0.0001\n"
+        "Find out why, then run again; if the run is right, change [publish] in the config.\n"
+    )
+    config.write_text("[publish]\nmin_scored_share = 80\nmax_loss = 1\n")
+    assert refused(2, *arguments, "--config", str(config)) == (
+        f"Error: {config} is not a valid config:\n"
+        "  publish.min_scored_share: Input should be less than or equal to 1\n"
+        "  publish.max_loss: Extra inputs are not permitted\n"
+    )
+    assert "publish" not in json.loads((workspace / "checkpoint" / "manifest.json").read_text())["config"]
+
+
 def test_metadata_of_items_decide_what_is_recommended(workspace: Path, tmp_path: Path) -> None:
     """The columns of `data.items` travel from training to scoring."""
     items = pl.read_parquet(workspace / "items.parquet")
@@ -326,7 +349,7 @@ OPTIONS = {
     "evaluate": ["--model", "--history", "--truth", "--baseline", "--input", "--format", "--device", "--json"],
     "export": ["--checkpoint", "--output", "--format", "--json"],
     "score": [
-        *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback"),
+        *("--config", "--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback"),
         *("--allow", "--deny", "--exclude", "--where", "--cap", "--max-errors", "--layout"),
         *("--format", "--device", "--json"),
     ],

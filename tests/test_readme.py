@@ -45,9 +45,8 @@ def test_every_file_named_exists() -> None:
 
 def test_every_case_of_the_reliability_guide_has_a_test() -> None:
     guide = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    tests = {
-        name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
-    }
+    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py")]
+    tests = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
     rows = [line.split("|") for line in guide.splitlines() if re.search(r"`test_", line)]
     assert len(rows) > 20
     assert {name for row in rows for name in re.findall(r"`(test_\w+)`", row[3])} <= tests

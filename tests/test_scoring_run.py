@@ -22,6 +22,7 @@ from scoring.run import (
     scoring_versions,
     start_run,
     write_receipt,
+    write_summary,
 )
 
 
@@ -57,8 +58,10 @@ def test_a_run_is_its_manifest_then_its_parts_then_the_mark_of_success(tmp_path:
         for kind in ("data", "users"):
             (run / kind / f"{part_name(part)}.parquet").write_text(f"{kind} {part}")
         write_receipt(run, part, summary(part))
-    facts = {"candidates": 7, "unknown_allowed": 8, "unknown_denied": 9, "quarantined": 10}
-    total = finish_run(run, [summary(0), summary(1)], **facts)
+    facts = {"candidates": 7, "recommended_items": 6, "unknown_allowed": 8, "unknown_denied": 9, "quarantined": 10}
+    total = write_summary(run, [summary(0), summary(1)], **facts)
+    assert not (run / "_SUCCESS").exists()
+    finish_run(run)
     assert files(run) == [
         "_SUCCESS",
         "data/part-00000.parquet",
@@ -71,7 +74,7 @@ def test_a_run_is_its_manifest_then_its_parts_then_the_mark_of_success(tmp_path:
         "users/part-00001.parquet",
     ]
     assert (run / "_SUCCESS").read_bytes() == b""
-    assert list(total.model_dump().values()) == [*range(1, 22, 2), *facts.values()]
+    assert list(total.model_dump().values()) == [*range(1, 24, 2), *facts.values()]
     assert total.users == 1 + 3 + 5
     assert RunSummary.model_validate_json((run / "summary.json").read_bytes()) == total
     assert RunManifest.model_validate_json((run / "manifest.json").read_bytes()) == manifest(tmp_path)
