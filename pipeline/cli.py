@@ -272,6 +272,7 @@ def export(checkpoint: Path, output: Path, form: str, as_json: bool) -> None:
     callback=_caps,
     help="At most N items of each value of a column of items.parquet in a list; may be repeated.",
 )
+@click.option("--since", type=FOLDER, help="Last night's run: compare with it, and keep its parts that did not change.")
 @click.option(
     "--max-errors",
     type=click.IntRange(min=0),
@@ -298,6 +299,7 @@ def score(
     allow: Path | None,
     deny: Path | None,
     exclude: str | None,
+    since: Path | None,
     max_errors: int,
     form: str,
     device: str,
@@ -331,9 +333,12 @@ def score(
             exclude=exclude,
             max_errors=max_errors,
             publish=publish,
+            since=since,
             on_progress=show.users,
         )
     facts = {"run": output, "device": where, **summary.model_dump(), "seconds": round(show.seconds, 2)}
+    if not as_json:
+        facts |= facts.pop("churn") or {}
     print_facts(f"{output}: every user accounted for", facts, as_json)
 
 

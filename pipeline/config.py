@@ -138,6 +138,8 @@ class PublishConfig(Section):
     """Items recommended to anyone, of those that may be."""
     max_empty_share: Share = 1.0
     """Users who get nothing, of all users of the input."""
+    max_churn: Share = 1.0
+    """1 minus the mean overlap of users' lists with those of the run of `--since`, where there is one."""
 
 
 class ConfigFile(Config):

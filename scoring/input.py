@@ -5,12 +5,14 @@ Shape letters: U users of a part, N items of their histories.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.buckets import distinct_items, read_bucket, shuffle
@@ -51,6 +53,14 @@ class Part(NamedTuple):
     """The items that `--exclude` keeps from each user, of those that the model knows."""
     exclusions_without_effect: int
     """Pairs of `--exclude` about users that the input does not name, or items that the model does not know."""
+
+    def digest(self) -> str:
+        """SHA-256 of the users, what they have and what they must not get."""
+        ids = pa.record_batch({"user_id": self.user_ids_U.to_arrow(compat_level=pl.CompatLevel.oldest())})
+        sha = hashlib.sha256(ids.serialize())
+        for array in (self.history_length_U, *(a for h in (self.known, self.excluded) for a in (h.items_N, h.offsets))):
+            sha.update(np.ascontiguousarray(array).data)
+        return sha.hexdigest()
 
 
 def open_sources(

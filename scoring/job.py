@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -31,8 +32,10 @@ from pipeline.interactions import open_source
 from pipeline.publish import check_directory, publish_directory
 from pipeline.scorer import Scorer
 from scoring.candidates import Candidates, open_candidates
+from scoring.churn import compare_runs
 from scoring.input import Part, Sources, check_exclusions, open_sources, read_part, shuffle_sources
 from scoring.output import arrow_ids, data_schema, data_table, parquet_writer, users_table
+from scoring.previous import PreviousRun
 from scoring.quarantine import Quarantine
 from scoring.recommendations import Popular, reasons, recommend
 from scoring.run import (
@@ -75,6 +78,7 @@ def score(
     exclude: str | None = None,
     max_errors: int = 0,
     publish: PublishConfig | None = None,
+    since: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> RunSummary:
     """Write a run that holds every user of the input exactly once.
@@ -95,6 +99,8 @@ def score(
         exclude: location of interactions or histories: pairs of a user and an item that may not.
         max_errors: how many rows and files of the input that cannot be used are set aside in `quarantine/`.
         publish: thresholds; a run that crosses one is kept beside `output`, and `output` stays what it was.
+        since: a run to compare with, and to take over the parts from in which nothing has changed; it may be `output`,
+            which then need not be there yet.
         on_progress: see `OnProgress`.
 
     Raises:
@@ -105,6 +111,7 @@ def score(
     """
     for place in (output, unpublished(output)):
         check_directory(place, MARKER)
+    previous = None if since is None or (since == output and not since.exists()) else PreviousRun(since)
     try:
         with publish_directory(output, MARKER) as folder:
             quarantine = Quarantine(folder / _TEMPORARY / "screened", max_errors)
@@ -113,7 +120,7 @@ def score(
             candidates = open_candidates(
                 bundle.vocabulary, allow=allow, deny=deny, where=options.where, caps=options.caps
             )
-            job = _Job(folder, bundle, scorer, sources, candidates, quarantine, options)
+            job = _Job(folder, bundle, scorer, sources, candidates, quarantine, previous, options)
             summary = job.run(on_progress or (lambda _users, _share: None))
             check_run(summary, publish or PublishConfig(), folder, output)
             finish_run(folder)
@@ -134,11 +141,14 @@ class _Job:
     sources: Sources
     candidates: Candidates
     quarantine: Quarantine
+    previous: PreviousRun | None
     options: Options
 
     @cached_property
     def n_parts(self) -> int:
-        return bucket_count(self.sources.n_rows)
+        """A power of two: rows come and go every night, and another number of parts moves nearly every user."""
+        least = bucket_count(self.sources.n_rows)
+        return 1 << (least - 1).bit_length()
 
     @cached_property
     def item_ids(self) -> pa.Array:
@@ -161,17 +171,30 @@ class _Job:
 
     def run(self, on_progress: OnProgress) -> RunSummary:
         """Fill the folder, all but the mark of success."""
-        start_run(self.folder, self.manifest())
+        manifest = self.manifest()
+        start_run(self.folder, manifest)
         self.quarantine.write(self.folder / "quarantine")
         shuffled = self.folder / _TEMPORARY / "shuffled"
         shuffle_sources(self.sources, shuffled, self.n_parts)
         check_exclusions(self.sources, shuffled, self.bundle.vocabulary)
         on_progress(0, 0.0)
         summaries: list[Summary] = []
+        carried_over = 0
         for number in range(self.n_parts):
             part = read_part(shuffled, number, self.bundle.vocabulary)
-            users_before = sum(summary.users for summary in summaries)
-            summaries.append(self.write_part(number, part, users_before, on_progress))
+            users_before, content = sum(summary.users for summary in summaries), part.digest()
+            if self.previous is not None and self.previous.has(number, content, manifest):
+                recommended_U = self.carry_over(self.previous, number)
+                carried_over += len(recommended_U)
+                on_progress(users_before + len(recommended_U), (number + 1) / self.n_parts)
+            else:
+                recommended_U = self.write_part(number, part, users_before, on_progress)
+            summaries.append(self.summary(part, recommended_U))
+            write_receipt(self.folder, number, content, summaries[-1])
+        churn = None
+        if self.previous is not None:
+            again = self.folder / _TEMPORARY / "previous"
+            churn = compare_runs(self.previous.folder, self.folder, again, carried_over)
         shutil.rmtree(self.folder / _TEMPORARY)
         unknown = {option: items.unknown for option, items in self.candidates.lists.items()}
         return write_summary(
@@ -182,6 +205,7 @@ class _Job:
             unknown_allowed=unknown.get("allow", 0),
             unknown_denied=unknown.get("deny", 0),
             quarantined=len(self.quarantine.faults),
+            churn=churn,
         )
 
     def manifest(self) -> RunManifest:
@@ -198,8 +222,18 @@ class _Job:
             versions=scoring_versions(self.options.format),
         )
 
-    def write_part(self, number: int, part: Part, users_before: int, on_progress: OnProgress) -> Summary:
-        """Score a part block by block; write its two files and their receipt."""
+    def carry_over(self, previous: PreviousRun, number: int) -> NDArray[np.int32]:
+        """Take over the two files of a part; returns how many items each user got."""
+        previous.copy_part(number, self.folder)
+        data, users = (self.folder / kind / f"{part_name(number)}.parquet" for kind in ("data", "users"))
+        column = "item_id" if self.options.layout == "long" else "item_ids"
+        items = pl.read_parquet(data, columns=[column]).to_series()
+        items = (items if self.options.layout == "long" else items.explode(empty_as_null=False)).unique()
+        self.recommended_I[self.bundle.vocabulary.numbers(items).to_numpy()] = True
+        return pl.read_parquet(users, columns=["recommended"]).to_series().to_numpy()
+
+    def write_part(self, number: int, part: Part, users_before: int, on_progress: OnProgress) -> NDArray[np.int32]:
+        """Score a part block by block and write its two files; returns how many items each user got."""
         user_ids_U = arrow_ids(part.user_ids_U)
         n_users, done, layout = len(user_ids_U), 0, self.options.layout
         block = max(1, BLOCK_PLACES // self.k)
@@ -219,9 +253,7 @@ class _Job:
         table = users_table(user_ids_U, part.history_length_U, known_items_U, recommended_U, reason_U)
         with self.writer("users", number, table.schema) as writer:
             writer.write_table(table)
-        summary = self.summary(part, recommended_U)
-        write_receipt(self.folder, number, summary)
-        return summary
+        return recommended_U
 
     def writer(self, kind: str, number: int, schema: pa.Schema) -> AbstractContextManager[pq.ParquetWriter]:
         """Writer of one file of a part."""

@@ -122,7 +122,8 @@ def _fill_ranked(
 ) -> None:
     """Places of the users with a history. Whom caps leave short is ranked again, and deeper, until nothing is left."""
     k = top.items_Uk.shape[1]
-    most, depth, waiting = candidates.most(k), k, np.flatnonzero(histories.lengths)
+    most, waiting = candidates.most(k), np.flatnonzero(histories.lengths)
+    depth = min(DEEPER * k, scorer.n_items) if candidates.caps else k
     allowed_I = None if candidates.allowed_I.all() else candidates.allowed_I
     while len(waiting):
         short = []

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, PositiveInt
 
@@ -115,6 +115,27 @@ class Summary(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
         return self.scored + self.cold + self.unknown
 
 
+class Churn(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True):
+    """The difference between two runs."""
+
+    users_compared: int
+    """Users of both runs."""
+    new_users: int
+    vanished_users: int
+    carried_over: int
+    """Users who were not scored again, because nothing had changed in their part."""
+    overlap: float
+    """Mean over the users compared: items in both lists, of the longer list; 1 where both are empty."""
+    new_items: int
+    """Recommended to anyone now, to nobody before."""
+    vanished_items: int
+    """The reverse."""
+    score_drift: float
+    """Mean score of all recommendations now minus before."""
+    concept_drift: float
+    """Total variation distance, 0 to 1, between the concepts of all recommendations; none is a concept of its own."""
+
+
 class RunSummary(Summary):
     """What a whole run accounts for."""
 
@@ -128,11 +149,15 @@ class RunSummary(Summary):
     """Ids of `--deny` that are none."""
     quarantined: int
     """Rows, row groups and files of the input that were set aside in `quarantine/`."""
+    churn: Churn | None = None
+    """Against the run of `--since`, if there was one."""
 
 
 class Receipt(BaseModel, extra="forbid", frozen=True, strict=True):
     """Proof of a finished part."""
 
+    content: str
+    """SHA-256 of the users of the part with their histories and exclusions: what decides its two files."""
     summary: Summary
     files: dict[str, FileDigest]
 
@@ -162,14 +187,14 @@ def start_run(folder: Path, manifest: RunManifest) -> None:
         (folder / name).mkdir()
 
 
-def write_receipt(folder: Path, part: int, summary: Summary) -> None:
+def write_receipt(folder: Path, part: int, content: str, summary: Summary) -> None:
     """Vouch for the two files of a finished part."""
     names = [f"{kind}/{part_name(part)}.parquet" for kind in ("data", "users")]
-    receipt = Receipt(summary=summary, files={name: digest(folder / name) for name in names})
+    receipt = Receipt(content=content, summary=summary, files={name: digest(folder / name) for name in names})
     _write(folder / "receipts" / f"{part_name(part)}.json", receipt)
 
 
-def write_summary(folder: Path, summaries: Iterable[Summary], **facts: int) -> RunSummary:
+def write_summary(folder: Path, summaries: Iterable[Summary], **facts: Any) -> RunSummary:
     """Write the sum over all parts with the other facts of a `RunSummary`."""
     parts = [summary.model_dump() for summary in summaries]
     total = RunSummary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields}, **facts)

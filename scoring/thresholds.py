@@ -57,4 +57,6 @@ def _crossed(summary: RunSummary, publish: PublishConfig) -> list[str]:
         if share < limit if name.startswith("min") else share > limit:
             relation = "below" if name.startswith("min") else "above"
             sentences.append(f"{share:.4g} of {what} ({part:,} of {whole:,}), {relation} {name} = {limit:g}")
+    if summary.churn is not None and (churn := 1 - summary.churn.overlap) > publish.max_churn:
+        sentences.append(f"the lists changed by {churn:.4g}, above max_churn = {publish.max_churn:g}")
     return sentences

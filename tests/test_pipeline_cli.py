@@ -350,7 +350,7 @@ OPTIONS = {
     "export": ["--checkpoint", "--output", "--format", "--json"],
     "score": [
         *("--config", "--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback"),
-        *("--allow", "--deny", "--exclude", "--where", "--cap", "--max-errors", "--layout"),
+        *("--allow", "--deny", "--exclude", "--where", "--cap", "--since", "--max-errors", "--layout"),
         *("--format", "--device", "--json"),
     ],
 }

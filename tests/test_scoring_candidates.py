@@ -253,16 +253,16 @@ def test_everything_at_once_is_what_a_plain_loop_gives(
 
 
 def test_caps_are_met_by_ranking_deeper_only_where_needed(tmp_path: Path, bundle: Bundle) -> None:
-    """The known scores make many users' first items fit; the others are ranked again in batches that remain small."""
+    """The first 12 of 40 items hold one of each category for most users; only the others are ranked again."""
     users, scorer = drawn_users(200), KnownScorer()
     location = write_histories(tmp_path / "users.parquet", users)
-    options = Options(k=5, caps={"category": 2})
+    options = Options(k=3, where="category IS NOT NULL", caps={"category": 1})
     summary = score(bundle, scorer, location, tmp_path / "run", options)
-    check(tmp_path / "run", bundle, users, options, summary)
-    n_scored = summary.scored
-    assert n_scored < sum(scorer.batches) < 2 * n_scored
+    allowed = [number for number in range(N_ITEMS) if CATEGORIES[number]]
+    check(tmp_path / "run", bundle, users, options, summary, allowed=allowed)
+    assert summary.scored < sum(scorer.batches) < 2 * summary.scored
     lists = read_data(tmp_path / "run").join(bundle.vocabulary.items, on="item_id")
-    assert lists.drop_nulls("category").group_by("user_id", "category").len()["len"].max() == 2
+    assert lists.group_by("user_id", "category").len()["len"].max() == 1
 
 
 def test_deep_rankings_come_in_batches_bounded_by_their_concept_shares(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -57,8 +58,15 @@ def test_a_run_is_its_manifest_then_its_parts_then_the_mark_of_success(tmp_path:
     for part in range(2):
         for kind in ("data", "users"):
             (run / kind / f"{part_name(part)}.parquet").write_text(f"{kind} {part}")
-        write_receipt(run, part, summary(part))
-    facts = {"candidates": 7, "recommended_items": 6, "unknown_allowed": 8, "unknown_denied": 9, "quarantined": 10}
+        write_receipt(run, part, f"content {part}", summary(part))
+    facts: dict[str, Any] = {
+        "candidates": 7,
+        "recommended_items": 6,
+        "unknown_allowed": 8,
+        "unknown_denied": 9,
+        "quarantined": 10,
+        "churn": None,
+    }
     total = write_summary(run, [summary(0), summary(1)], **facts)
     assert not (run / "_SUCCESS").exists()
     finish_run(run)
@@ -79,7 +87,7 @@ def test_a_run_is_its_manifest_then_its_parts_then_the_mark_of_success(tmp_path:
     assert RunSummary.model_validate_json((run / "summary.json").read_bytes()) == total
     assert RunManifest.model_validate_json((run / "manifest.json").read_bytes()) == manifest(tmp_path)
     receipt = Receipt.model_validate_json((run / "receipts/part-00001.json").read_bytes())
-    assert receipt.summary == summary(1)
+    assert (receipt.content, receipt.summary) == ("content 1", summary(1))
     assert receipt.files == {
         f"{kind}/part-00001.parquet": digest(run / f"{kind}/part-00001.parquet") for kind in ("data", "users")
     }
