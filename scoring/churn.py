@@ -1,8 +1,10 @@
-"""Churn: how tonight's run differs from the one before, part by part; memory is bounded by a part."""
+"""Churn: how tonight's run differs from the one before, part by part and some users at a time."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -13,6 +15,10 @@ from scoring.run import Churn, part_name
 
 _LISTS = {"item_ids": "item_id", "scores": "score", "concepts": "concept"}
 """Columns of the nested layout, and of the long one."""
+
+
+USERS_AT_ONCE = 20_000
+"""Users whose recommendations are compared at once."""
 
 
 class _Run(NamedTuple):
@@ -43,34 +49,51 @@ def compare_runs(before: Path, after: Path, temporary: Path, carried_over: int) 
     data_types = pl.Schema({"user_id": user_type, "item_id": item_type, "score": pl.Float32(), "concept": pl.Int16()})
     if len(old.users) != len(new.users):
         old = _divided(old, temporary, len(new.users))
-    total: Counter[str] = Counter()
-    sums = {"overlap": 0.0, "old score": 0.0, "new score": 0.0}
-    concepts = (Counter[int | None](), Counter[int | None]())
-    items: tuple[list[pl.Series], list[pl.Series]] = ([], [])
+    tallies, n_both, overlap = (_Tally(), _Tally()), 0, 0.0
     for part in range(len(new.users)):
         users = [_rows(run.users[part], user_types) for run in (old, new)]
-        data = [_rows(run.data[part], data_types) for run in (old, new)]
         both = users[0].join(users[1], on="user_id", how="inner", suffix="_new", maintain_order="left")
-        total.update(old=len(users[0]), new=len(users[1]), both=len(both))
-        sums["overlap"] += _overlap(both, *data)
-        for at, name in enumerate(("old", "new")):
-            sums[f"{name} score"] += float(data[at]["score"].cast(pl.Float64).sum())
-            total[f"{name} rows"] += len(data[at])
-            concepts[at].update(dict(data[at]["concept"].value_counts().iter_rows()))
-            items[at].append(data[at]["item_id"].unique())
-    before_I, after_I = (pl.concat(parts).unique() for parts in items)
-    means = [sums[f"{name} score"] / max(total[f"{name} rows"], 1) for name in ("old", "new")]
+        n_both += len(both)
+        for tally, frame in zip(tallies, users, strict=True):
+            tally.n_users += len(frame)
+        for among in _ranges(users):
+            data = [_rows(run.data[part], data_types, among) for run in (old, new)]
+            overlap += _overlap(both.filter(among), *data)
+            for tally, frame in zip(tallies, data, strict=True):
+                tally.add(frame)
     return Churn(
-        users_compared=total["both"],
-        new_users=total["new"] - total["both"],
-        vanished_users=total["old"] - total["both"],
+        users_compared=n_both,
+        new_users=tallies[1].n_users - n_both,
+        vanished_users=tallies[0].n_users - n_both,
         carried_over=carried_over,
-        overlap=sums["overlap"] / total["both"] if total["both"] else 1.0,
-        new_items=len(after_I.filter(~after_I.is_in(before_I.implode()))),
-        vanished_items=len(before_I.filter(~before_I.is_in(after_I.implode()))),
-        score_drift=means[1] - means[0],
-        concept_drift=_distance(*concepts),
+        overlap=overlap / n_both if n_both else 1.0,
+        new_items=len(tallies[1].items - tallies[0].items),
+        vanished_items=len(tallies[0].items - tallies[1].items),
+        score_drift=tallies[1].mean_score() - tallies[0].mean_score(),
+        concept_drift=_distance(tallies[0].concepts, tallies[1].concepts),
     )
+
+
+@dataclass
+class _Tally:
+    """What is counted of one run."""
+
+    n_users: int = 0
+    score: float = 0.0
+    """The sum."""
+    concepts: Counter[int | None] = field(default_factory=Counter)
+    """Recommendations of each."""
+    items: set[int | str] = field(default_factory=set)
+
+    def add(self, data: pl.DataFrame) -> None:
+        """Some rows of `data/`."""
+        self.score += float(data["score"].cast(pl.Float64).sum())
+        self.concepts.update(dict(data["concept"].value_counts().iter_rows()))
+        self.items.update(data["item_id"].unique())
+
+    def mean_score(self) -> float:
+        """Over all recommendations; 0 where there are none."""
+        return self.score / max(self.concepts.total(), 1)
 
 
 def _part_files(run: Path) -> _Run:
@@ -102,9 +125,22 @@ def _divided(run: _Run, folder: Path, n_parts: int) -> _Run:
     return _Run(*parts)
 
 
-def _rows(files: list[Path], types: pl.Schema) -> pl.DataFrame:
+def _ranges(users: list[pl.DataFrame]) -> list[pl.Expr]:
+    """Conditions on user_id; each is true for at most `USERS_AT_ONCE` users of a run, and one of them for everyone."""
+    starts = pl.concat([each["user_id"] for each in users]).drop_nulls().unique().sort().gather_every(USERS_AT_ONCE)[1:]
+    user, edges = pl.col("user_id"), [None, *starts, None]
+    everyone = pl.lit(value=True)
+    return [
+        (everyone if low is None else user >= low) & (everyone if high is None else user < high)
+        for low, high in pairwise(edges)
+    ]
+
+
+def _rows(files: list[Path], types: pl.Schema, among: pl.Expr | None = None) -> pl.DataFrame:
     """`users/` or `data/` of a part, whatever its layout, in these types; an id that does not fit is null."""
     rows = pl.scan_parquet(files, glob=False, hive_partitioning=False)
+    if among is not None:
+        rows = rows.filter(among)
     if _LISTS.keys() <= set(rows.collect_schema()):
         lists = pl.col(*_LISTS)
         rows = rows.filter(pl.col("item_ids").list.len() > 0).select("user_id", lists).explode(*_LISTS).rename(_LISTS)

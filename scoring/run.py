@@ -133,7 +133,8 @@ class Churn(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute_d
     score_drift: float
     """Mean score of all recommendations now minus before."""
     concept_drift: float
-    """Total variation distance, 0 to 1, between the concepts of all recommendations; none is a concept of its own."""
+    """Total variation distance, 0 to 1, between the concepts of all recommendations; none is a concept of its own.
+    Concepts of another bundle have other numbers, so it means nothing across bundles."""
 
 
 class RunSummary(Summary):

@@ -195,7 +195,8 @@ def rows(run: Path) -> dict[Any, list[tuple[Any, float, Any]]]:
 
 
 def test_churn_is_what_a_plain_loop_counts(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users come, go and change, fallbacks end; parts and layout are others."""
+    """Users come, go and change, fallbacks end; parts and layout are others. Three users are compared at a time."""
+    monkeypatch.setattr("scoring.churn.USERS_AT_ONCE", 3)
     draw = drawn_users(140, seed=8)
     users = {user: draw.get(user, USERS[user]) for user in list(USERS)[10:]} | {7_000: [], 7_001: [item_id(9, int)]}
     night.run("first", USERS, options={"where": "item_number > 3"})
