@@ -66,6 +66,19 @@ class Commands(click.Group):
             raise _Failure(JobError(f"{what}. Check the path, its permissions and the disk.")) from error
 
 
+def _caps(_context: click.Context, _option: click.Parameter, typed: tuple[str, ...]) -> dict[str, int]:
+    """COLUMN=N of every --cap."""
+    caps: dict[str, int] = {}
+    for cap in typed:
+        column, _, limit = cap.rpartition("=")
+        if not column or not (limit.isdecimal() and int(limit)):
+            raise InputError(f"--cap {cap} is not COLUMN=N with N from 1. Write, for one, --cap category=3.")
+        if column in caps:
+            raise InputError(f"--cap names the column {column} twice. Keep one of them.")
+        caps[column] = int(limit)
+    return caps
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="macrid", prog_name="pipeline")
 def main() -> None:
@@ -286,6 +299,7 @@ def export(checkpoint: Path, output: Path, form: str, precision: Precision, sign
 
 
 @main.command()
+@config_option
 @click.option("--input", "users", required=True, help="Whom to score: interactions, histories, or bare users.")
 @click.option("--history", help="Interactions of bare users.")
 @click.option("--bundle", type=FOLDER, default=Path("bundle"), show_default=True, help="Bundle to score with.")
@@ -299,6 +313,26 @@ def export(checkpoint: Path, output: Path, form: str, precision: Precision, sign
     show_default=True,
     help="What users without a known item get.",
 )
+@click.option("--allow", type=FILE, help="Recommend only these: .parquet or .csv with a column item_id, or .txt.")
+@click.option("--deny", type=FILE, help="Never recommend these: a file as for --allow.")
+@click.option("--exclude", help="Keep these from their users: Parquet file, directory or glob of user_id, item_id.")
+@click.option("--where", help="Recommend only items for which this SQL expression over items.parquet is true.")
+@click.option(
+    "--cap",
+    "caps",
+    metavar="COLUMN=N",
+    multiple=True,
+    callback=_caps,
+    help="At most N items of each value of a column of items.parquet in a list; may be repeated.",
+)
+@click.option("--since", type=FOLDER, help="Last night's run: compare with it, and keep its parts that did not change.")
+@click.option(
+    "--max-errors",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Set aside at most so many rows and files that cannot be used.",
+)
 @click.option(
     "--layout",
     type=click.Choice(["long", "nested"]),
@@ -311,11 +345,17 @@ def export(checkpoint: Path, output: Path, form: str, precision: Precision, sign
 @device_option
 @json_option
 def score(
+    config: Path | None,
     users: str,
     history: str | None,
     bundle: Path,
     output: Path,
     public_key: Path | None,
+    allow: Path | None,
+    deny: Path | None,
+    exclude: str | None,
+    since: Path | None,
+    max_errors: int,
     form: str,
     device: str,
     as_json: bool,
@@ -323,6 +363,7 @@ def score(
 ) -> None:
     """Recommend items to every user of the input."""
     from export.bundle import read_bundle
+    from pipeline.config import load_publish_config
     from pipeline.progress import ScoringProgress
     from pipeline.report import print_facts
     from scoring.job import score
@@ -330,13 +371,30 @@ def score(
     from scoring.runtimes import open_scorer, scoring_device
 
     where = scoring_device(form, device)
+    publish = load_publish_config(config)
     options = Options.model_validate({"format": form, "device": where, **chosen})
     opened = read_bundle(bundle, public_key)
     with ScoringProgress() as show:
         scorer = open_scorer(bundle, form, where)
         opened.check_opened(scorer)
-        summary = score(opened, scorer, users, output, options, history=history, on_progress=show.users)
+        summary = score(
+            opened,
+            scorer,
+            users,
+            output,
+            options,
+            history=history,
+            allow=allow,
+            deny=deny,
+            exclude=exclude,
+            max_errors=max_errors,
+            publish=publish,
+            since=since,
+            on_progress=show.users,
+        )
     facts = {"run": output, "device": where, **summary.model_dump(), "seconds": round(show.seconds, 2)}
+    if not as_json:
+        facts |= facts.pop("churn") or {}
     print_facts(f"{output}: every user accounted for", facts, as_json)
 
 

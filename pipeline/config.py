@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,9 +23,12 @@ from pydantic import (
 from pipeline.errors import InputError
 from pipeline.recbole_config import NAMES, read_yaml, translate
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
 
 
+C = TypeVar("C", bound="Config")
+YAML = (".yaml", ".yml")
 WORKSPACE_CONFIG = Path("pipeline.toml")
 
 
@@ -129,16 +132,46 @@ class Config(Section):
         return Config.model_validate(sections)
 
 
+class PublishConfig(Section):
+    """What a scoring run must reach before it takes the place of the one before. It does not change what is trained."""
+
+    min_scored_share: Share = 0.0
+    """Users with an item that the model knows, of all users of the input."""
+    min_catalogue_coverage: Share = 0.0
+    """Items recommended to anyone, of those that may be."""
+    max_empty_share: Share = 1.0
+    """Users who get nothing, of all users of the input."""
+    max_churn: Share = 1.0
+    """1 minus the mean overlap of users' lists with those of the run of `--since`, where there is one."""
+
+
+class ConfigFile(Config):
+    """Everything that a TOML file may say."""
+
+    publish: PublishConfig = PublishConfig()
+
+
 def load_config(path: Path) -> Config:
-    """Read a TOML file, or a YAML of RecBole's (`.yaml`, `.yml`), which says what differs from RecBole's defaults.
+    """Read what a file says about training: TOML, or a YAML of RecBole's, which says what differs from its defaults.
 
     Raises:
-        InputError: the file is missing, is not TOML or YAML, or a field is unknown or out of bounds; all problems are
-            listed.
+        InputError: the file is missing, is not TOML or YAML (`.yaml`, `.yml`), or a field is unknown or out of bounds;
+            all problems are listed.
     """
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in YAML:
         return recbole_config(read_yaml(path), path)
-    return _validated(_read_toml(path), path, [], {})
+    file = _load_file(path)
+    return Config(data=file.data, model=file.model, training=file.training)
+
+
+def load_publish_config(path: Path | None) -> PublishConfig:
+    """What the named file says about publishing, else `pipeline.toml` where there is one, else the defaults.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    path = _workspace_file(path)
+    return PublishConfig() if path is None or path.suffix in YAML else _load_file(path).publish
 
 
 def recbole_config(settings: Mapping[str, object], path: Path) -> Config:
@@ -152,12 +185,19 @@ def recbole_config(settings: Mapping[str, object], path: Path) -> Config:
         InputError: a name is unknown, or a value is out of bounds or cannot be followed; all problems are listed.
     """
     sections, problems = translate(settings)
-    return _validated(sections, path, problems, {dotted: f"{name} ({dotted})" for name, dotted in NAMES.items()})
+    names = {dotted: f"{name} ({dotted})" for name, dotted in NAMES.items()}
+    return _validated(Config, sections, path, problems, names)
 
 
-def _validated(sections: Mapping[str, Any], path: Path, problems: list[str], names: Mapping[str, str]) -> Config:
+def _load_file(path: Path) -> ConfigFile:
+    return _validated(ConfigFile, _read_toml(path), path, [], {})
+
+
+def _validated(
+    kind: type[C], sections: Mapping[str, Any], path: Path, problems: list[str], names: Mapping[str, str]
+) -> C:
     try:
-        config = Config.model_validate(sections)
+        config = kind.model_validate(sections)
     except ValidationError as error:
         for found in error.errors():
             dotted = ".".join(map(str, found["loc"]))
@@ -186,7 +226,10 @@ def workspace_config(path: Path | None, interactions: str | None) -> Config:
     Raises:
         InputError: as `load_config`.
     """
-    if path is None and WORKSPACE_CONFIG.is_file():
-        path = WORKSPACE_CONFIG
+    path = _workspace_file(path)
     config = Config() if path is None else load_config(path)
     return config if interactions is None else config.updated({"data.input": interactions})
+
+
+def _workspace_file(path: Path | None) -> Path | None:
+    return WORKSPACE_CONFIG if path is None and WORKSPACE_CONFIG.is_file() else path

@@ -49,6 +49,20 @@ class Histories:
         at_N = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths)
         return Histories(self.items_N[at_N], offsets)
 
+    def union(self, other: Histories, n_items: int) -> Histories:
+        """Of each user the items of both, of a catalogue of `n_items`; both have the same users."""
+        if not len(other.items_N):
+            return self
+        row_N = np.concatenate([np.repeat(np.arange(len(each)), each.lengths) for each in (self, other)])
+        key_N = np.unique(row_N * n_items + np.concatenate([self.items_N, other.items_N]))
+        offsets = np.concatenate(([0], np.cumsum(np.bincount(key_N // n_items, minlength=len(self)))))
+        return Histories((key_N % n_items).astype(np.int32), offsets)
+
+    def count(self, of_I: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many of each user's items are among these, int64 [U]."""
+        before_N = np.concatenate(([0], np.cumsum(of_I[self.items_N])))
+        return np.diff(before_N[self.offsets])
+
     @classmethod
     def of(cls, histories: Sequence[Sequence[int]]) -> Histories:
         """From plain lists of item numbers."""

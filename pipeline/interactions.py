@@ -5,7 +5,7 @@ Whatever cannot be read is refused here, by file and column. Reading itself is `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 Form = Literal["interactions", "histories", "users"]
 Schema = dict[str, pl.DataType]
 
-_ITEM_COLUMN: dict[Form, str] = {"interactions": "item_id", "histories": "history"}
+ITEM_COLUMN: dict[Form, str] = {"interactions": "item_id", "histories": "history"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Source:
     """Of `item_id`, or of the elements of `history`; None for bare users."""
     n_rows: int
     """Interactions; or elements of all histories, an empty one counting as one; or rows of bare users."""
+    originals: tuple[Path, ...] = ()
+    """The files of the caller that `files` are copies of; empty where they are the caller's own."""
 
 
 def open_source(location: str, *, with_rating: bool = False) -> Source:
@@ -50,12 +52,18 @@ def open_source(location: str, *, with_rating: bool = False) -> Source:
         InputError: nothing is there, a file is not Parquet, a column is absent or of a wrong or changing type, an id is
             null (or, `with_rating`, a rating null or NaN), or there are no rows at all.
     """
+    return open_files(location, parquet_files(location), with_rating=with_rating)
+
+
+def open_files(location: str, paths: Sequence[Path], *, with_rating: bool = False) -> Source:
+    """Inspect these files, found at a location; as `open_source`."""
     sources = []
-    for file in _parquet_files(location):
-        metadata = _read_footer(file)
-        if metadata.num_rows:
-            sources.append(_inspect(file, metadata, location, with_rating=with_rating))
-            _refuse_difference(sources[0], sources[-1])
+    for file in paths:
+        source = inspect_file(file)
+        if source is not None:
+            _refuse_faults(source, with_rating=with_rating)
+            sources.append(source)
+            _refuse_difference(sources[0], source)
     if not sources:
         raise InputError(f"{location} holds no rows. Check the job that wrote it.")
     files = tuple(file for source in sources for file in source.files)
@@ -63,7 +71,12 @@ def open_source(location: str, *, with_rating: bool = False) -> Source:
     return Source(location, files, first.form, first.user_type, first.item_type, sum(s.n_rows for s in sources))
 
 
-def _parquet_files(location: str) -> list[Path]:
+def parquet_files(location: str) -> list[Path]:
+    """Parquet files at a location, sorted; see `open_source`.
+
+    Raises:
+        InputError: nothing is there.
+    """
     path = Path(location)
     if path.is_dir():
         files = _visible(path, path.rglob("*.parquet"))
@@ -103,22 +116,37 @@ def _read_footer(file: Path) -> pq.FileMetaData:
         ) from None
 
 
-def _inspect(file: Path, metadata: pq.FileMetaData, location: str, *, with_rating: bool) -> Source:
-    """One file as a source of its own."""
+def inspect_file(file: Path) -> Source | None:
+    """One file as a source of its own, by its footer: whether ids are null is not looked at. None: it has no rows.
+
+    Raises:
+        InputError: it is not Parquet, or a column is absent or of a wrong type.
+    """
+    metadata = _read_footer(file)
+    if not metadata.num_rows:
+        return None
     schema = pl.read_parquet_schema(file)
     form = _form(file, schema)
     user_type = _id_type(file, "user_id", schema["user_id"])
-    _refuse_nulls(file, metadata, "user_id", pl.col("user_id").null_count())
     item_type, n_rows = None, metadata.num_rows
     if form != "users":
-        column = _ITEM_COLUMN[form]
+        column = ITEM_COLUMN[form]
         item_type = _item_type(file, column, schema[column])
-        nulls = pl.col(column).null_count() if form == "interactions" else _null_elements(item_type)
-        _refuse_nulls(file, metadata, column, nulls)
         n_rows = sum(chunk.num_values for chunk in _chunks(metadata, column))
+    return Source(str(file), (file,), form, user_type, item_type, n_rows)
+
+
+def _refuse_faults(source: Source, *, with_rating: bool) -> None:
+    """Refuse null ids in a file, and with `with_rating` unusable ratings."""
+    (file,) = source.files
+    metadata = _read_footer(file)
+    _refuse_nulls(file, metadata, "user_id", pl.col("user_id").null_count())
+    if source.item_type is not None:
+        column = ITEM_COLUMN[source.form]
+        nulls = pl.col(column).null_count() if source.form == "interactions" else _null_elements(source.item_type)
+        _refuse_nulls(file, metadata, column, nulls)
     if with_rating:
-        _check_rating(file, form, schema)
-    return Source(location, (file,), form, user_type, item_type, n_rows)
+        _check_rating(file, source.form, pl.read_parquet_schema(file))
 
 
 def _form(file: Path, schema: Schema) -> Form:

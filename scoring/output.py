@@ -19,6 +19,12 @@ Nested layout, one row per user, also those without recommendations: `user_id` a
     history_length  int32, distinct items
     known_items     int32, those of them that the model knows
     recommended     int32, how many items the user got
+    reason          why fewer than k; null where k were recommended
+                      no_fallback   nothing is known of the user, and there is no fallback
+                      few_allowed   fewer than k items may be recommended to anyone (of fallbacks: and were ever chosen)
+                      excluded      the user's own history and exclusions leave fewer than k of them
+                      capped        caps leave fewer than k of those
+                      improbable    the model gives the others a probability of zero
 
 Shape letters: U users, k places, M recommendations of all users together.
 """
@@ -41,6 +47,7 @@ from scoring.recommendations import NO_CONCEPT, Recommendations
 Layout = Literal["long", "nested"]
 
 STATUSES = ("scored", "cold", "unknown")
+REASONS = ("no_fallback", "few_allowed", "excluded", "capped", "improbable")
 
 
 def arrow_ids(ids: pl.Series) -> pa.Array:
@@ -84,8 +91,9 @@ def users_table(
     history_length_U: NDArray[np.int32],
     known_items_U: NDArray[np.int32],
     recommended_U: NDArray[np.int32],
+    reason_U: NDArray[np.int32],
 ) -> pa.Table:
-    """Rows of `users/`."""
+    """Rows of `users/`; `reason_U` are positions in `REASONS`, -1 for none."""
     status_U = np.select([known_items_U > 0, history_length_U == 0], [0, 1], default=2).astype(np.int32)
     columns = {
         "user_id": user_ids_U,
@@ -93,6 +101,7 @@ def users_table(
         "history_length": pa.array(history_length_U),
         "known_items": pa.array(known_items_U),
         "recommended": pa.array(recommended_U),
+        "reason": pa.array(REASONS).take(pa.array(reason_U, mask=reason_U < 0)),
     }
     return pa.table(columns)
 

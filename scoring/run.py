@@ -3,6 +3,7 @@
     manifest.json             written first: digests of the bundle and the input, options, number of parts
     data/part-00000.parquet   recommendations, sorted by user and rank (see scoring/output.py)
     users/part-00000.parquet  every user once, sorted, and what became of them
+    quarantine/part-00000.parquet  rows and files of the input that were set aside, if any (see scoring/quarantine.py)
     receipts/part-00000.json  what the part accounts for, and the digests of its two files
     summary.json              the sum over all parts
     _SUCCESS                  empty, written last
@@ -17,13 +18,14 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, PositiveInt
 
 from pipeline.interactions import Source
 from pipeline.manifest import NAME as MANIFEST
 from pipeline.manifest import FileDigest, digest, versions
+from scoring.item_list import ItemList
 
 MARKER = "receipts/part-00000.json"
 """What only a run holds: a folder without it is never replaced by one."""
@@ -42,6 +44,10 @@ class Options(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
     """Whether items of the user's own history may be recommended."""
     fallback: Literal["popular", "none"] = "popular"
     """What users without any known item get: the most popular items of training, or nothing."""
+    where: str | None = None
+    """SQL expression over the columns of the bundle's items; only items for which it is true are recommended."""
+    caps: dict[str, PositiveInt] = {}
+    """By column of the bundle's items, how many items of one value a user gets, at most."""
     layout: Literal["long", "nested"] = "long"
     """One row per recommendation, or one per user with lists."""
     format: Literal["onnx", "torchscript"] = "onnx"
@@ -68,6 +74,9 @@ class RunManifest(BaseModel, extra="forbid", frozen=True, strict=True):
     """Of the bundle's manifest, and so of all its files."""
     input: InputDigest
     history: InputDigest | None
+    exclude: InputDigest | None
+    lists: dict[str, ItemList]
+    """`allow` and `deny`, where given."""
     options: Options
     n_parts: int
     versions: dict[str, str]
@@ -90,6 +99,12 @@ class Summary(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
     """Distinct items of the histories of the users above."""
     known_items: int
     """Those of them that the model knows; the others were dropped."""
+    excluded: int
+    """Pairs of `--exclude` about a user of the input and an item that the model knows."""
+    exclusions_without_effect: int
+    """The other pairs of `--exclude`."""
+    empty: int
+    """Users without a recommendation."""
     recommendations: int
     rows: int
     """Of `data/`."""
@@ -100,18 +115,59 @@ class Summary(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
         return self.scored + self.cold + self.unknown
 
 
+class Churn(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True):
+    """The difference between two runs."""
+
+    users_compared: int
+    """Users of both runs."""
+    new_users: int
+    vanished_users: int
+    carried_over: int
+    """Users who were not scored again, because nothing had changed in their part."""
+    overlap: float
+    """Mean over the users compared: items in both lists, of the longer list; 1 where both are empty."""
+    new_items: int
+    """Recommended to anyone now, to nobody before."""
+    vanished_items: int
+    """The reverse."""
+    score_drift: float
+    """Mean score of all recommendations now minus before."""
+    concept_drift: float
+    """Total variation distance, 0 to 1, between the concepts of all recommendations; none is a concept of its own.
+    Concepts of another bundle have other numbers, so it means nothing across bundles."""
+
+
+class RunSummary(Summary):
+    """What a whole run accounts for."""
+
+    candidates: int
+    """Items that may be recommended."""
+    recommended_items: int
+    """Those of them that were, to anyone."""
+    unknown_allowed: int
+    """Ids of `--allow` that are no item of the bundle."""
+    unknown_denied: int
+    """Ids of `--deny` that are none."""
+    quarantined: int
+    """Rows, row groups and files of the input that were set aside in `quarantine/`."""
+    churn: Churn | None = None
+    """Against the run of `--since`, if there was one."""
+
+
 class Receipt(BaseModel, extra="forbid", frozen=True, strict=True):
     """Proof of a finished part."""
 
+    content: str
+    """SHA-256 of the users of the part with their histories and exclusions: what decides its two files."""
     summary: Summary
     files: dict[str, FileDigest]
 
 
 def describe_input(source: Source) -> InputDigest:
-    """Digest every file of a source."""
-    location = Path(source.location)
-    folder = location if location.is_dir() else Path(os.path.commonpath([file.parent for file in source.files]))
-    files = {file.relative_to(folder).as_posix(): digest(file) for file in source.files}
+    """Digest every file of a source, those included that were set aside."""
+    location, paths = Path(source.location), source.originals or source.files
+    folder = location if location.is_dir() else Path(os.path.commonpath([file.parent for file in paths]))
+    files = {file.relative_to(folder).as_posix(): digest(file) for file in paths}
     return InputDigest(location=source.location, files=files)
 
 
@@ -132,20 +188,24 @@ def start_run(folder: Path, manifest: RunManifest) -> None:
         (folder / name).mkdir()
 
 
-def write_receipt(folder: Path, part: int, summary: Summary) -> None:
+def write_receipt(folder: Path, part: int, content: str, summary: Summary) -> None:
     """Vouch for the two files of a finished part."""
     names = [f"{kind}/{part_name(part)}.parquet" for kind in ("data", "users")]
-    receipt = Receipt(summary=summary, files={name: digest(folder / name) for name in names})
+    receipt = Receipt(content=content, summary=summary, files={name: digest(folder / name) for name in names})
     _write(folder / "receipts" / f"{part_name(part)}.json", receipt)
 
 
-def finish_run(folder: Path, summaries: Iterable[Summary]) -> Summary:
-    """Write the sum over all parts, and last the mark that the run is complete."""
+def write_summary(folder: Path, summaries: Iterable[Summary], **facts: Any) -> RunSummary:
+    """Write the sum over all parts with the other facts of a `RunSummary`."""
     parts = [summary.model_dump() for summary in summaries]
-    total = Summary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields})
+    total = RunSummary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields}, **facts)
     _write(folder / SUMMARY, total)
-    (folder / SUCCESS).touch()
     return total
+
+
+def finish_run(folder: Path) -> None:
+    """Mark the run as complete."""
+    (folder / SUCCESS).touch()
 
 
 @cache

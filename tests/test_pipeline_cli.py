@@ -289,6 +289,59 @@ def test_more_places_than_items(bundle: Path, tmp_path: Path) -> None:
     assert dict(lengths.iter_rows()) == {1: SMALL_ITEMS - 1, 2: 0}
 
 
+def test_thresholds_come_from_the_config_and_end_the_job_with_1(workspace: Path, tmp_path: Path) -> None:
+    """Nothing that is trained depends on them."""
+    arguments = ["score", "--input", str(workspace / "users.parquet"), "--bundle", str(workspace / "bundle")]
+    arguments += ["--output", str(tmp_path / "run"), "--k", "3", "--fallback", "none"]
+    config = tmp_path / "night.toml"
+    config.write_text("[publish]\nmax_empty_share = 0.1\n")
+    fine(*arguments, "--config", str(config))
+    config.write_text("[publish]\nmax_empty_share = 0.0001\n")
+    assert refused(1, *arguments, "--config", str(config)) == (
+        f"Error: {tmp_path / 'run'} was not published, and is what it was before. "
+        f"The new run is in {tmp_path / 'run.unpublished'}:\n"
+        "  0.000625 of users got nothing (2 of 3,200), above max_empty_share = 0.0001\n"
+        "Find out why, then run again; if the run is right, change [publish] in the config.\n"
+    )
+    config.write_text("[publish]\nmin_scored_share = 80\nmax_loss = 1\n")
+    assert refused(2, *arguments, "--config", str(config)) == (
+        f"Error: {config} is not a valid config:\n"
+        "  publish.min_scored_share: Input should be less than or equal to 1\n"
+        "  publish.max_loss: Extra inputs are not permitted\n"
+    )
+    assert "publish" not in json.loads((workspace / "checkpoint" / "manifest.json").read_text())["config"]
+
+
+def test_metadata_of_items_decide_what_is_recommended(workspace: Path, tmp_path: Path) -> None:
+    """The columns of `data.items` travel from training to scoring."""
+    items = pl.read_parquet(workspace / "items.parquet")
+    (tmp_path / "deny.csv").write_text("item_id\n" + "".join(f"{item}\n" for item in items["item_id"][:50]))
+    fine(
+        *("score", "--input", str(workspace / "users.parquet"), "--bundle", str(workspace / "bundle")),
+        *("--output", str(tmp_path / "run"), "--k", "12", "--where", "category <> 'Garden'", "--cap", "category=2"),
+        *("--deny", str(tmp_path / "deny.csv")),
+    )
+    data = pl.read_parquet(tmp_path / "run" / "data")
+    categories = data.join(items, on="item_id").group_by("user_id", "category").len()
+    assert not categories["category"].is_in(["Garden"]).any()
+    assert categories["len"].unique().to_list() == [2]
+    assert data["user_id"].value_counts()["count"].unique().to_list() == [12]
+    assert data.join(items[:50], on="item_id", how="semi").is_empty()
+
+
+@pytest.mark.parametrize(
+    ("caps", "message"),
+    [
+        (["category"], "Error: --cap category is not COLUMN=N with N from 1. Write, for one, --cap category=3.\n"),
+        (["category=0"], "Error: --cap category=0 is not COLUMN=N with N from 1. Write, for one, --cap category=3.\n"),
+        (["a=1", "b=1", "a=2"], "Error: --cap names the column a twice. Keep one of them.\n"),
+    ],
+)
+def test_a_cap_that_is_none(caps: list[str], message: str) -> None:
+    arguments = [argument for cap in caps for argument in ("--cap", cap)]
+    assert refused(2, "score", "--input", "users.parquet", *arguments) == message
+
+
 OPTIONS = {
     "demo": ["--workspace"],
     "prepare": ["source", "--from", "--output", "--columns", "--json"],
@@ -306,9 +359,10 @@ OPTIONS = {
         "--device",
         "--json",
     ],
-    "export": ["--checkpoint", "--output", "--format", "--sign", "--json"],
+    "export": ["--checkpoint", "--output", "--format", "--precision", "--sign", "--json"],
     "score": [
-        *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback", "--layout", "--verify"),
+        *("--config", "--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback"),
+        *("--allow", "--deny", "--exclude", "--where", "--cap", "--since", "--max-errors", "--layout", "--verify"),
         *("--format", "--device", "--json"),
     ],
 }

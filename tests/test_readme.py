@@ -65,6 +65,17 @@ def test_every_file_named_exists() -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_every_case_of_the_reliability_guide_has_a_test() -> None:
+    guide = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py")]
+    tests = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
+    rows = [line.split("|") for line in guide.splitlines() if re.search(r"`test_", line)]
+    assert len(rows) > 20
+    assert {name for row in rows for name in re.findall(r"`(test_\w+)`", row[3])} <= tests
+    heads = re.findall(r"\| case \|.*\| test \|\n(?:\|.*\n)+", guide)
+    assert len(rows) == sum(len(table.splitlines()) - 2 for table in heads), "a case without a test"
+
+
 def test_options_named_exist() -> None:
     options = {option for command in main.commands.values() for param in command.params for option in param.opts}
     assert set(re.findall(r"`(--[a-z-]+)", README)) <= options | {"--help"}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config, ConfigFile, PublishConfig, load_config, load_publish_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -93,9 +93,10 @@ def test_default_config_states_every_field_with_its_default() -> None:
     """TOML has no null: a field whose default is None stands there as the comment `# field = ...`."""
     path = ROOT / "configs" / "default.toml"
     assert load_config(path) == Config()
+    assert load_publish_config(path) == PublishConfig()
     assert stated_fields(path.read_text(encoding="utf-8")) == {
         (section, field, value is None)
-        for section, fields in Config().model_dump().items()
+        for section, fields in ConfigFile().model_dump().items()
         for field, value in fields.items()
     }
 

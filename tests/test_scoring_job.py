@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -24,107 +23,29 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from known_scorer import (
+    N_ITEMS,
+    KnownScorer,
+    check,
+    contents,
+    drawn_users,
+    expected,
+    interactions,
+    make_bundle,
+    read_data,
+    read_users,
+    write_bare,
+    write_histories,
+)
 from polars.testing import assert_frame_equal
-from safetensors.numpy import save_file
 
-from export.bundle import Bundle, BundleManifest, read_bundle, weight_shapes
-from pipeline.config import Config, ModelConfig
+from export.bundle import Bundle, read_bundle
 from pipeline.errors import InputError, JobError
-from pipeline.histories import Histories
-from pipeline.manifest import FileDigest, digests, write_manifest
-from pipeline.scorer import TopK
-from pipeline.vocabulary import Vocabulary
+from pipeline.manifest import digests
 from scoring.job import score
-from scoring.run import Options, Receipt, RunManifest, Summary
+from scoring.run import Options, Receipt, RunManifest
 
-N_CONCEPTS = 3
-N_ITEMS = 40
 SMALL_PARTS = 8
-
-Id = int | str
-Users = Mapping[Any, Sequence[Any]]
-
-
-def liking(history: Sequence[int], item: int) -> float:
-    """The known score: a whole number, so exact in float32, and many are equal."""
-    return -float((item * 7919 + sum(history) * 31 + len(history)) % 11)
-
-
-def concept_weights(history: Sequence[int], item: int) -> list[int]:
-    return [1 + (item + sum(history) + 2 * concept) % 4 for concept in range(N_CONCEPTS)]
-
-
-class KnownScorer:
-    """Ranks by `liking`, equal scores by item number, and remembers the sizes of its batches."""
-
-    n_concepts = N_CONCEPTS
-
-    def __init__(
-        self, n_items: int = N_ITEMS, fail_at: int | None = None, failure: BaseException | None = None
-    ) -> None:
-        self.n_items = n_items
-        self.batches: list[int] = []
-        self.fail_at, self.failure = fail_at, failure
-
-    def __call__(
-        self,
-        histories: Histories,
-        k: int,
-        *,
-        excluded: Histories | None = None,
-        allowed: NDArray[np.bool_] | None = None,
-        concept_weights: NDArray[np.float32] | None = None,
-    ) -> TopK:
-        assert allowed is None
-        assert concept_weights is None
-        assert 1 <= k <= self.n_items
-        self.batches.append(len(histories))
-        if self.fail_at == len(self.batches) and self.failure is not None:
-            raise self.failure
-        item_I = np.arange(self.n_items)
-        total_B1 = np.array([histories[user].sum() for user in range(len(histories))], dtype=np.int64)[:, None]
-        score_BI = -((item_I * 7919 + total_B1 * 31 + histories.lengths[:, None]) % 11).astype(np.float32)
-        if excluded is not None:
-            for user in range(len(excluded)):
-                assert (np.diff(excluded[user]) > 0).all()
-                score_BI[user, excluded[user]] = -np.inf
-        item_Bk = np.argsort(-score_BI, axis=1, kind="stable")[:, :k]
-        score_Bk = np.take_along_axis(score_BI, item_Bk, axis=1)
-        weight_BkC = 1 + (item_Bk[..., None] + total_B1[..., None] + 2 * np.arange(N_CONCEPTS)) % 4
-        share_BkC = (weight_BkC / weight_BkC.sum(axis=2, keepdims=True)).astype(np.float32)
-        missing_Bk = np.isneginf(score_Bk)
-        share_BkC[missing_Bk] = 0
-        return TopK(np.where(missing_Bk, -1, item_Bk), score_Bk, share_BkC)
-
-
-def item_id(number: int, kind: type) -> Id:
-    """Ids fall while numbers rise, so nothing can mistake one for the other."""
-    return 1_000 - number if kind is int else f"item-{999 - number}"
-
-
-def make_bundle(folder: Path, kind: type = int, n_items: int = N_ITEMS) -> Bundle:
-    """A bundle directory without a graph: items are popular by number, the last ones were never touched."""
-    ids = pl.Series([item_id(number, kind) for number in range(n_items)], dtype=pl.Int64 if kind is int else pl.String)
-    interactions = np.array([max(0, 7 * (n_items - 5 - number) // 2) for number in range(n_items)], dtype=np.int64)
-    folder.mkdir(parents=True)
-    Vocabulary.of(ids, interactions).write(folder / "items.parquet")
-    model = ModelConfig(n_concepts=N_CONCEPTS, embedding_size=1, encoder_hidden_sizes=[1])
-    zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(model, n_items).items()}
-    save_file(zeros, folder / "weights.safetensors")
-    manifest = BundleManifest(
-        files=digests(folder),
-        versions={},
-        checkpoint=FileDigest(size=1, sha256="0"),
-        config=Config(model=model),
-        counts={},
-        metrics={},
-        n_items=n_items,
-        n_concepts=N_CONCEPTS,
-        formats={},
-    )
-    write_manifest(folder, manifest)
-    return read_bundle(folder)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -138,97 +59,6 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
-
-
-def expected(
-    bundle: Bundle, users: Users, *, k: int, keep_seen: bool = False, fallback: str = "popular"
-) -> tuple[set[tuple[Any, ...]], set[tuple[Any, ...]]]:
-    """Rows of `data/` and of `users/`, one user and one item after the other."""
-    ids = bundle.vocabulary.items["item_id"].to_list()
-    counts = bundle.vocabulary.items["n_interactions"].to_list()
-    data, accounts = set(), set()
-    for user, history in users.items():
-        items = sorted({ids.index(item) for item in history if item in ids})
-        rows: list[tuple[Any, ...]] = []
-        if items:
-            allowed = [item for item in range(len(ids)) if keep_seen or item not in items]
-            for item in sorted(allowed, key=lambda item: (-liking(items, item), item))[:k]:
-                weights = concept_weights(items, item)
-                share = float(np.float32(max(weights) / sum(weights)))
-                rows.append((ids[item], liking(items, item), weights.index(max(weights)), share))
-        elif fallback == "popular":
-            popular = sorted((item for item in range(len(ids)) if counts[item]), key=lambda item: (-counts[item], item))
-            rows = [
-                (ids[item], float(np.float32(np.log(counts[item] / sum(counts)))), None, None) for item in popular[:k]
-            ]
-        data |= {(user, rank, *row) for rank, row in enumerate(rows, start=1)}
-        status = "scored" if items else "unknown" if history else "cold"
-        accounts.add((user, status, len(set(history)), len(items), len(rows)))
-    return data, accounts
-
-
-def drawn_users(n_users: int, seed: int = 1, kind: type = int) -> dict[int, list[Id]]:
-    """Histories with repeats; some have unknown items, or only such, or nothing; one is the whole catalogue."""
-    draw = np.random.default_rng(seed)
-    users: dict[int, list[Id]] = {}
-    for user in range(n_users):
-        numbers = draw.integers(0, N_ITEMS + 10, size=draw.integers(0, 12)).tolist()
-        if user % 7 == 3:
-            numbers = [number + N_ITEMS for number in numbers]
-        users[user * 3 - 50] = [item_id(number, kind) for number in numbers]
-    users[9_999] = [item_id(number, kind) for number in range(N_ITEMS)]
-    return users
-
-
-def write_histories(path: Path, users: Users, user_type: Any = pl.Int64, item_type: Any = pl.Int64) -> str:
-    schema = {"user_id": user_type, "history": pl.List(item_type)}
-    pl.DataFrame({"user_id": list(users), "history": list(users.values())}, schema=schema).write_parquet(path)
-    return str(path)
-
-
-def write_bare(path: Path, users: Sequence[Any], user_type: Any = pl.Int64) -> str:
-    pl.DataFrame({"user_id": list(users)}, schema={"user_id": user_type}).write_parquet(path)
-    return str(path)
-
-
-def interactions(users: Users) -> pl.DataFrame:
-    rows = [(user, item) for user, history in users.items() for item in history]
-    return pl.DataFrame(rows, schema={"user_id": pl.Int64, "item_id": pl.Int64}, orient="row")
-
-
-def read_data(run: Path) -> pl.DataFrame:
-    return pl.read_parquet(run / "data")
-
-
-def read_users(run: Path) -> pl.DataFrame:
-    return pl.read_parquet(run / "users")
-
-
-def check(run: Path, bundle: Bundle, users: Users, options: Options, summary: Summary | None = None) -> None:
-    """The run holds exactly the rows that the plain loop gives, and its summary counts them."""
-    data, accounts = expected(bundle, users, k=options.k, keep_seen=options.keep_seen, fallback=options.fallback)
-    found = read_data(run)
-    assert len(found) == len(data)
-    assert set(found.rows()) == data
-    assert len(read_users(run)) == len(accounts)
-    assert set(read_users(run).rows()) == accounts
-    if summary is None:
-        return
-    assert [summary.scored, summary.cold, summary.unknown] == [
-        sum(status == wanted for _, status, *_ in accounts) for wanted in ("scored", "cold", "unknown")
-    ]
-    assert summary.users == len(users)
-    assert summary.recommendations == summary.rows == len(data)
-    assert summary.history_items == sum(length for _, _, length, _, _ in accounts)
-    assert summary.known_items == sum(known for _, _, _, known, _ in accounts)
-    assert Summary.model_validate_json((run / "summary.json").read_bytes()) == summary
-
-
-def contents(folder: Path, *names: str) -> dict[str, bytes]:
-    """Every file below the folder, or below the named folders in it."""
-    places = [folder / name for name in names] or [folder]
-    paths = sorted(path for place in places for path in place.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -373,7 +203,7 @@ def test_the_files_have_the_promised_columns(tmp_path: Path, bundle: Bundle) -> 
         {"user_id": pa.string(), **{f"{name}s": pa.list_(dtype) for name, dtype in columns.items()}}
     )
     counted = dict.fromkeys(["history_length", "known_items", "recommended"], pa.int32())
-    users_schema = pa.schema({"user_id": pa.string(), "status": pa.string(), **counted})
+    users_schema = pa.schema({"user_id": pa.string(), "status": pa.string(), **counted, "reason": pa.string()})
     assert pq.read_schema(tmp_path / "long/users/part-00000.parquet") == users_schema
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -14,6 +15,7 @@ from scoring.run import (
     Options,
     Receipt,
     RunManifest,
+    RunSummary,
     Summary,
     describe_input,
     finish_run,
@@ -21,6 +23,7 @@ from scoring.run import (
     scoring_versions,
     start_run,
     write_receipt,
+    write_summary,
 )
 
 
@@ -31,6 +34,8 @@ def manifest(folder: Path) -> RunManifest:
         bundle=digest(file),
         input=describe_input(open_source(str(file))),
         history=None,
+        exclude=None,
+        lists={},
         options=Options(k=5),
         n_parts=2,
         versions={"python": "3"},
@@ -53,8 +58,18 @@ def test_a_run_is_its_manifest_then_its_parts_then_the_mark_of_success(tmp_path:
     for part in range(2):
         for kind in ("data", "users"):
             (run / kind / f"{part_name(part)}.parquet").write_text(f"{kind} {part}")
-        write_receipt(run, part, summary(part))
-    total = finish_run(run, [summary(0), summary(1)])
+        write_receipt(run, part, f"content {part}", summary(part))
+    facts: dict[str, Any] = {
+        "candidates": 7,
+        "recommended_items": 6,
+        "unknown_allowed": 8,
+        "unknown_denied": 9,
+        "quarantined": 10,
+        "churn": None,
+    }
+    total = write_summary(run, [summary(0), summary(1)], **facts)
+    assert not (run / "_SUCCESS").exists()
+    finish_run(run)
     assert files(run) == [
         "_SUCCESS",
         "data/part-00000.parquet",
@@ -67,12 +82,12 @@ def test_a_run_is_its_manifest_then_its_parts_then_the_mark_of_success(tmp_path:
         "users/part-00001.parquet",
     ]
     assert (run / "_SUCCESS").read_bytes() == b""
-    assert list(total.model_dump().values()) == [1, 3, 5, 7, 9, 11, 13, 15, 17]
+    assert list(total.model_dump().values()) == [*range(1, 24, 2), *facts.values()]
     assert total.users == 1 + 3 + 5
-    assert Summary.model_validate_json((run / "summary.json").read_bytes()) == total
+    assert RunSummary.model_validate_json((run / "summary.json").read_bytes()) == total
     assert RunManifest.model_validate_json((run / "manifest.json").read_bytes()) == manifest(tmp_path)
     receipt = Receipt.model_validate_json((run / "receipts/part-00001.json").read_bytes())
-    assert receipt.summary == summary(1)
+    assert (receipt.content, receipt.summary) == ("content 1", summary(1))
     assert receipt.files == {
         f"{kind}/part-00001.parquet": digest(run / f"{kind}/part-00001.parquet") for kind in ("data", "users")
     }
@@ -95,6 +110,8 @@ def test_the_manifest_is_plain_json_that_says_what_was_read_and_chosen(tmp_path:
         "k": 5,
         "keep_seen": False,
         "fallback": "popular",
+        "where": None,
+        "caps": {},
         "layout": "long",
         "format": "onnx",
         "device": "cpu",
