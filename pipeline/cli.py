@@ -169,6 +169,8 @@ def tune(
     help="Compare with this as well, fitted on the training interactions; may be repeated.",
 )
 @click.option("--input", "interactions", help="The training interactions, for baselines.  [default: where they were]")
+@click.option("--concepts", is_flag=True, help="Measure the model's concepts, not its recommendations.")
+@click.option("--categories", help="Column about the items (of [data] items) that concepts are compared with.")
 @format_option
 @device_option
 @json_option
@@ -178,20 +180,29 @@ def evaluate(
     truth: str | None,
     baselines: tuple[str, ...],
     interactions: str | None,
+    concepts: bool,
+    categories: str | None,
     form: str,
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure a checkpoint's or bundle's recommendations against what users went on to choose."""
+    """Measure a checkpoint's or bundle's recommendations against what users went on to choose, or its concepts."""
     from pipeline.evaluation import evaluate
     from pipeline.held_out import read_held_out
     from pipeline.report import print_comparison, print_metrics
 
+    if categories is not None and not concepts:
+        raise InputError("--categories names what concepts are compared with. Add --concepts, or leave it out.")
+    if concepts and baselines:
+        raise InputError("--concepts measures concepts, --baseline recommendations. Leave one of them out.")
     opened = _open_model(model, form, device)
-    held_out, counts = opened.test, opened.counts
+    held_out, counts, one_file = opened.test, opened.counts, (history is None) != (truth is None)
     if history is not None and truth is not None:
         held_out, counts = read_held_out(history, truth, opened.vocabulary)
-    elif history is not None or truth is not None or held_out is None:
+    if concepts and not one_file:
+        _show_concepts(model, opened, held_out, categories, as_json)
+        return
+    if held_out is None or one_file:
         raise InputError(f"Evaluating {model} takes both --history and --truth: Parquet files about the same users.")
     if interactions is not None and not baselines:
         raise InputError("--input names the training interactions of baselines. Add --baseline, or leave it out.")
@@ -311,6 +322,20 @@ def _open_model(path: Path, form: str, device: str) -> _Opened:
     opened = read_checkpoint(path)
     eager = EagerScorer(opened.model().to(training_device(device)))
     return _Opened(eager, opened.vocabulary, opened.manifest.config, opened.test, opened.manifest.counts)
+
+
+def _show_concepts(
+    path: Path, opened: _Opened, held_out: HeldOut | None, categories: str | None, as_json: bool
+) -> None:
+    from pipeline.categories import read_categories
+    from pipeline.checkpoint import read_model
+    from pipeline.concept_report import report
+    from pipeline.report import print_concepts
+
+    compared = None if categories is None else read_categories(opened.vocabulary, categories)
+    users = None if held_out is None else held_out.histories
+    found = report(read_model(path, len(opened.vocabulary), opened.config), opened.vocabulary, users, compared)
+    print_concepts(f"{path}: concepts", found.concepts, found.measures, {"model": path}, as_json)
 
 
 if __name__ == "__main__":

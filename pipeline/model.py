@@ -136,6 +136,12 @@ class MacridVAE(nn.Module):
             else:
                 nn.init.trunc_normal_(parameter, std=0.001, a=-0.002, b=0.002, generator=generator)
 
+    @torch.no_grad()
+    def place(self, items_ID: Tensor, prototypes_CD: Tensor) -> None:
+        """Take these item vectors and prototypes for a start."""
+        self.item_embedding.copy_(items_ID)
+        self.prototypes.copy_(prototypes_CD)
+
     def items(self) -> Tensor:
         """Item vectors of length 1, [I, D]."""
         return F.normalize(self.item_embedding, dim=1)

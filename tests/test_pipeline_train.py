@@ -22,9 +22,10 @@ from pipeline.config import Config, DataConfig, ModelConfig, TrainingConfig
 from pipeline.dataset import Dataset, load_dataset
 from pipeline.eager import EagerScorer, to_batch
 from pipeline.errors import InputError, JobError
-from pipeline.fitting import Epoch, Fitting, kl_weight, l2_penalty, learning_rate
+from pipeline.fitting import Epoch, Fitting, kl_weight, learning_rate
 from pipeline.histories import Histories
 from pipeline.model import MacridVAE
+from pipeline.penalties import l2_penalty
 from pipeline.split import HeldOut
 from pipeline.train import train, training_device
 
