@@ -129,7 +129,8 @@ def macro_score(
 
     A category's centre is the sum of its items' vectors; nearness is the cosine. One point if no two categories have
     the same nearest prototype, one if no two prototypes have the same nearest category, and then one if both choices
-    agree. As in the authors' code there are as many categories as concepts: the largest.
+    agree (which, but for ties, follows: nobody gets 2). As in the authors' code there are as many categories as
+    concepts: the largest.
 
     Args:
         items_ID: item vectors of length 1.

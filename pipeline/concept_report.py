@@ -21,6 +21,8 @@ from pipeline.model import MacridVAE
 from pipeline.vocabulary import Vocabulary
 
 EXAMPLES = 3
+MEASURED_USERS = 10_000
+"""Of more users, so many are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +33,8 @@ class ConceptReport:
     """By name; None: not defined here."""
     concepts: pl.DataFrame
     """One row per concept: shares of items and users whose largest concept it is, its share of all interactions, the
-    largest cosine with another prototype, the matched category and its share (see `Agreement`), and its most popular
-    items."""
+    largest cosine with another prototype (-1 where there is none), the matched category and its share (see
+    `Agreement`), and its most popular items."""
 
 
 @torch.inference_mode()
@@ -67,7 +69,8 @@ def report(
         measures["macro_score"] = macro_score(items_ID, prototypes_CD, categories)
         concepts = concepts.join(found.table.select("concept", "category", category_share="share"), on="concept")
     if users is not None and users.lengths.any():
-        users = users.take(np.flatnonzero(users.lengths))
+        with_history = np.flatnonzero(users.lengths)
+        users = users.take(with_history[:: -(-len(with_history) // MEASURED_USERS)])
         mass_UC = _means(users, assignment_IC)
         mean_CUD = model.encode(to_batch(users, model.item_embedding.device), model.assignment()).cpu().numpy()
         measures["user_independence"] = float(np.mean([independence(mean_UD) for mean_UD in mean_CUD]))
@@ -83,17 +86,17 @@ def _concepts(
 ) -> pl.DataFrame:
     items, largest_I = vocabulary.items, assignment_IC.argmax(axis=1)
     n_interactions_I = items["n_interactions"].to_numpy()
-    other_CC = cosines(prototypes_CD) - 2 * np.eye(len(prototypes_CD))
+    other_CC = np.where(np.eye(len(prototypes_CD)), -1, cosines(prototypes_CD))
     names = items["title" if "title" in items.columns else "item_id"].cast(pl.String).fill_null("?")
     popular = vocabulary.popular()
-    examples = [names.gather(popular[largest_I[popular] == c][:EXAMPLES]) for c in range(len(prototypes_CD))]
+    examples = [names.gather(popular[largest_I[popular] == c][:EXAMPLES]).to_list() for c in range(len(prototypes_CD))]
     return pl.DataFrame(
         {
             "concept": np.arange(len(prototypes_CD)),
             "items": np.bincount(largest_I, minlength=len(prototypes_CD)) / len(items),
             "interactions": n_interactions_I @ assignment_IC / n_interactions_I.sum(),
-            "closest_cosine": other_CC.max(axis=1) if len(prototypes_CD) > 1 else None,
-            "examples": [", ".join(few) for few in examples],
+            "closest_cosine": other_CC.max(axis=1),
+            "examples": examples,
         }
     )
 

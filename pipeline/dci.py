@@ -46,19 +46,20 @@ def dci(code_ND: NDArray[np.floating], factor_NG: NDArray[np.floating]) -> DCI:
         The three measures; 0 where nothing of the factors shows in the code.
     """
     code_ND, factor_NG = _standardised(code_ND), _standardised(factor_NG)
-    n, d = code_ND.shape
-    weight_DG = lasso(code_ND, factor_NG, penalty=np.sqrt(2 * np.log(max(d, 2)) / n)) if d else np.zeros((0, 1))
-    importance_DG = np.abs(weight_DG)
-    total = importance_DG.sum()
-    if total == 0:
+    (n, d), n_factors = code_ND.shape, factor_NG.shape[1]
+    weight_DG = np.zeros((d, n_factors))
+    if d and n_factors:
+        weight_DG = lasso(code_ND, factor_NG, penalty=np.sqrt(2 * np.log(max(d, 2)) / n))
+    if not weight_DG.any():
         return DCI(0.0, 0.0, 0.0)
-    of_dimension_D, of_factor_G = importance_DG.sum(axis=1), importance_DG.sum(axis=0)
+    importance_DG = np.abs(weight_DG)
+    of_dimension_D = importance_DG.sum(axis=1)
     purity_D = [_concentration(row_G) for row_G in importance_DG]
     purity_G = [_concentration(column_D) for column_D in importance_DG.T if column_D.any()]
     left_NG = factor_NG - code_ND @ weight_DG
     return DCI(
-        disentanglement=float(of_dimension_D @ purity_D / total),
-        completeness=float(np.mean(purity_G)) if of_factor_G.any() else 0.0,
+        disentanglement=float(np.average(purity_D, weights=of_dimension_D)),
+        completeness=float(np.mean(purity_G)),
         informativeness=float(1 - np.square(left_NG).mean()),
     )
 

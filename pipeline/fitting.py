@@ -86,7 +86,7 @@ class Fitting:
         model.initialise(self.generator)
         if self.training.initialisation == "spectral":
             items_ID, prototypes_CD = spectral_start(users, model.n_items, config.model, self.training.seed)
-            model.place(torch.from_numpy(items_ID), torch.from_numpy(prototypes_CD))
+            model.turn(torch.from_numpy(items_ID), torch.from_numpy(prototypes_CD))
         if workers.rank():
             self.generator.manual_seed(self.training.seed + workers.rank())
         self.replica = DistributedDataParallel(model) if workers.size() > 1 else model

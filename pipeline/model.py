@@ -137,10 +137,13 @@ class MacridVAE(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.001, a=-0.002, b=0.002, generator=generator)
 
     @torch.no_grad()
-    def place(self, items_ID: Tensor, prototypes_CD: Tensor) -> None:
-        """Take these item vectors and prototypes for a start."""
-        self.item_embedding.copy_(items_ID)
-        self.prototypes.copy_(prototypes_CD)
+    def turn(self, items_ID: Tensor, prototypes_CD: Tensor) -> None:
+        """Give items and prototypes the directions of these vectors of length 1; their own lengths stay.
+
+        Only directions have a meaning, but Adam turns a long vector more slowly.
+        """
+        for table, unit in ((self.item_embedding, items_ID), (self.prototypes, prototypes_CD)):
+            table.copy_(table.norm(dim=1, keepdim=True) * unit.to(table.device))
 
     def items(self) -> Tensor:
         """Item vectors of length 1, [I, D]."""

@@ -98,7 +98,7 @@ def print_concepts(
     if as_json:
         print(json.dumps({**facts, "measures": dict(measures), "concepts": concepts.to_dicts()}, default=str))
         return
-    print_table(title, concepts, digits=2)
+    print_table(title, concepts.with_columns(pl.col("examples").list.join(", ")), digits=2)
     print_table("", pl.DataFrame({"measure": list(measures), "value": [_cell(v, 3) for v in measures.values()]}))
 
 
