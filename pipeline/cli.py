@@ -195,6 +195,8 @@ def evaluate(
         raise InputError("--categories names what concepts are compared with. Add --concepts, or leave it out.")
     if concepts and baselines:
         raise InputError("--concepts measures concepts, --baseline recommendations. Leave one of them out.")
+    if interactions is not None and not baselines:
+        raise InputError("--input names the training interactions of baselines. Add --baseline, or leave it out.")
     opened = _open_model(model, form, device)
     held_out, counts, one_file = opened.test, opened.counts, (history is None) != (truth is None)
     if history is not None and truth is not None:
@@ -204,8 +206,6 @@ def evaluate(
         return
     if held_out is None or one_file:
         raise InputError(f"Evaluating {model} takes both --history and --truth: Parquet files about the same users.")
-    if interactions is not None and not baselines:
-        raise InputError("--input names the training interactions of baselines. Add --baseline, or leave it out.")
     users = (held_out.histories, held_out.targets)
     title, facts = f"{model}: {len(held_out):,} users", {"model": model, "counts": counts}
     if not baselines:

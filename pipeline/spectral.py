@@ -14,13 +14,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from scipy.sparse.linalg import svds
 
 from pipeline.config import ModelConfig
 from pipeline.histories import Histories
 
 SAMPLED_USERS = 100_000
 """More users than this are sampled."""
+OVERSAMPLING, ITERATIONS = 10, 8
+"""Of the decomposition: pairs beyond those wanted, and rounds."""
 STARTS, ROUNDS = 10, 100
 """Of k-means, and rounds of each start at most."""
 
@@ -99,15 +100,22 @@ def _scaled_right_vectors(
     n_users_I = np.bincount(users.items_N, minlength=n_items)
     values_N = (1 / np.sqrt(length_N * n_users_I[users.items_N])).astype(np.float32)
     normalised_UI = csr_matrix((values_N, users.items_N, users.offsets), shape=(len(users), n_items))
-    n_pairs = min(n_dimensions + 1, len(users), n_items)
-    if n_pairs < min(normalised_UI.shape):
-        _, s, vt = svds(normalised_UI, k=n_pairs, v0=rng.normal(size=min(normalised_UI.shape)))
-    else:  # ARPACK finds fewer pairs than there are; so few users or items that a dense matrix is small
-        _, s, vt = np.linalg.svd(normalised_UI.toarray(), full_matrices=False)
-    order = np.argsort(-s, kind="stable")[1:n_pairs]
-    scaled_ID = np.zeros((n_items, n_dimensions), dtype=np.float32)
-    scaled_ID[:, : len(order)] = (vt[order] * s[order, None]).T
-    return scaled_ID
+    vs_IP = _leading_right_vectors(normalised_UI, n_dimensions + 1, rng)[:, 1:]
+    return np.pad(vs_IP, ((0, 0), (0, n_dimensions - vs_IP.shape[1])))
+
+
+def _leading_right_vectors(matrix_UI: csr_matrix, n_pairs: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """V S of the largest singular pairs, [I, P], by subspace iteration (Halko, Martinsson, Tropp 2011, algorithm 4.4).
+
+    ARPACK, which scipy's svds would use, draws from a generator of its own when singular values are equal.
+    """
+    n_columns = min(n_pairs + OVERSAMPLING, *matrix_UI.shape)
+    start_IP = rng.standard_normal((matrix_UI.shape[1], n_columns), dtype=np.float32)
+    basis_UP = np.linalg.qr(matrix_UI @ start_IP).Q
+    for _ in range(ITERATIONS):
+        basis_UP = np.linalg.qr(matrix_UI @ np.linalg.qr(matrix_UI.T @ basis_UP).Q).Q
+    _, s_P, v_PI = np.linalg.svd((matrix_UI.T @ basis_UP).T, full_matrices=False)
+    return np.asarray((v_PI[:n_pairs] * s_P[:n_pairs, None]).T, dtype=np.float32)
 
 
 def _unit(rows_ID: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ def test_report_by_hand() -> None:
     assert found.measures["effective_concepts"] == pytest.approx(3, abs=1e-6)
     assert found.measures["dead_concepts"] == found.measures["duplicate_concepts"] == 0
     assert [found.measures[name] for name in ("purity", "matched_purity", "ari", "macro_score")] == [1, 1, 1, 3]
-    # Items' columns are indicators of three equally large groups: each pair has correlation -1/2; the fourth is constant.
+    # Items' columns are indicators of three equally large groups, so pairs correlate by -1/2; the fourth is constant.
     assert found.measures["item_independence"] == pytest.approx(0.5, abs=1e-6)
     assert found.concepts.drop("interactions", "closest_cosine").rows() == [
         (0, 1 / 3, 1 / 2, "a", 1.0, ["title 0", "title 3", "title 6"]),
@@ -77,7 +77,13 @@ def test_user_independence_is_of_the_means_of_each_concept() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    of_items = ["median_largest_share", "effective_concepts", "dead_concepts", "duplicate_concepts", "item_independence"]
+    of_items = [
+        "median_largest_share",
+        "effective_concepts",
+        "dead_concepts",
+        "duplicate_concepts",
+        "item_independence",
+    ]
     found = report(separated_model(), catalogue(), None, None)
     assert list(found.measures) == of_items
     assert found.concepts.columns == ["concept", "items", "interactions", "closest_cosine", "examples"]
@@ -88,7 +94,7 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_dead_and_duplicate_concepts_are_counted() -> None:
-    """Concept 2 moves beside concept 1, where it wins no item: its own are as far from all three, and go to the first."""
+    """Concept 2 moves beside concept 1, where it wins no item; its own are equally far from all."""
     model = separated_model()
     with torch.no_grad():
         model.prototypes[2] = model.prototypes[1] - 0.01 * model.prototypes[2]
