@@ -43,6 +43,7 @@ EPOCHS = {"ml-100k": 60, "ml-1m": 40}
 METHODS: dict[str, dict[str, object]] = {
     "random": {"training.initialisation": "random"},
     "spectral": {"training.initialisation": "spectral"},
+    "spectral, no Gumbel": {"training.initialisation": "spectral", "model.gumbel": False},
     "spectral, sharpness 0.5": {"training.initialisation": "spectral", "training.sharpness_weight": 0.5},
 }
 COLUMNS = (
@@ -147,7 +148,8 @@ def main() -> None:
     if not given.folder or not Path(given.folder).is_dir():
         print("skipped: name the folder of data sets as an argument or in MACRID_DATA")
         given.set = []
-    given.assignments.mkdir(exist_ok=True)
+    else:
+        given.assignments.mkdir(exist_ok=True)
     for name, method in product(given.set, given.method):
         for seed in range(1, 1 + min(given.seeds, SEEDS[name])):
             if (name, method, seed) in {(r["set"], r["method"], r["seed"]) for r in read_results()}:
