@@ -33,7 +33,7 @@ from pipeline.config import Config, load_config
 from pipeline.dataset import Dataset, load_dataset
 from pipeline.demo_data import write_demo
 from pipeline.eager import EagerScorer
-from pipeline.evaluation import mean_ndcg
+from pipeline.evaluation import evaluate
 from pipeline.fitting import Fitting
 from pipeline.model import MacridVAE
 
@@ -46,8 +46,10 @@ METHODS: dict[str, dict[str, object]] = {
     "spectral, no Gumbel": {"training.initialisation": "spectral", "model.gumbel": False},
     "spectral, sharpness 0.5": {"training.initialisation": "spectral", "training.sharpness_weight": 0.5},
 }
+ACCURACY = {"ndcg": (100,), "recall": (50,)}
 COLUMNS = (
-    *("ndcg@100", "median_largest_share", "matched_purity", "purity", "nmi", "ari", "macro_score", "stability"),
+    *("ndcg@100", "recall@50", "best_epoch"),
+    *("median_largest_share", "matched_purity", "purity", "nmi", "ari", "macro_score", "stability"),
     *("item_independence", "mass_disentanglement", "mass_completeness", "code_disentanglement", "code_completeness"),
 )
 
@@ -82,11 +84,12 @@ def run(name: str, method: str, seed: int, folder: Path, assignments: Path) -> d
         measures = report(
             model, data.vocabulary, data.test.histories, read_categories(data.vocabulary, column)
         ).measures
-        ndcg = mean_ndcg(EagerScorer(model), data.test.histories, data.test.targets)
+        accuracy = evaluate(EagerScorer(model), data.test.histories, data.test.targets, cutoffs=ACCURACY)
     np.save(assignments / f"{name}, {method}, {seed}.npy", model.assignment().detach().numpy())
     facts = {"best_epoch": fitting.best_epoch, "validation": round(fitting.best_ndcg, 5), "seconds": seconds}
+    measures = {metric: of.mean for metric, of in accuracy.items()} | measures
     rounded = {key: value if value is None else round(value, 5) for key, value in measures.items()}
-    return {"set": name, "method": method, "seed": seed, **facts, "ndcg@100": round(ndcg, 5), **rounded}
+    return {"set": name, "method": method, "seed": seed, **facts, **rounded}
 
 
 def overlaps(name: str, method: str, assignments: Path) -> dict[int, float]:

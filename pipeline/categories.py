@@ -21,6 +21,8 @@ from pipeline.errors import InputError
 from pipeline.vocabulary import Vocabulary
 
 SEPARATOR = "|"
+MAX_CATEGORIES = 1_000
+"""A column of more is a name or a text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,11 @@ class Categories:
 
     @classmethod
     def of(cls, column: pl.Series) -> Categories:
-        """From strings (several categories are joined by `|`), lists, or single values of any other type."""
+        """From strings (several categories are joined by `|`), lists, or single values of any other type.
+
+        Raises:
+            InputError: there are more than 1,000.
+        """
         if column.dtype == pl.String:
             column = column.str.split(SEPARATOR)
         pairs = pl.DataFrame({"item": pl.int_range(len(column), eager=True), "name": column})
@@ -42,6 +48,11 @@ class Categories:
             pairs = pairs.explode("name", empty_as_null=False)
         pairs = pairs.cast({"name": pl.String}).filter(pl.col("name") != "").unique()
         names = pairs["name"].unique().sort()
+        if len(names) > MAX_CATEGORIES:
+            raise InputError(
+                f"Column {column.name} has {len(names):,} categories, more than {MAX_CATEGORIES:,}. "
+                "Name a coarser column."
+            )
         share_IG = np.zeros((len(column), len(names)))
         share_IG[pairs["item"].to_numpy(), names.search_sorted(pairs["name"]).to_numpy()] = 1
         return cls(names.to_list(), share_IG / share_IG.sum(axis=1, keepdims=True).clip(1))
@@ -56,7 +67,7 @@ def read_categories(vocabulary: Vocabulary, column: str) -> Categories:
     """The categories in a column of the vocabulary.
 
     Raises:
-        InputError: there is no such column, or nothing in it.
+        InputError: there is no such column, nothing in it, or more than 1,000 categories.
     """
     known = [name for name in vocabulary.items.columns if name not in ("item_number", "item_id", "n_interactions")]
     if column not in known:

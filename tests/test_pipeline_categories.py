@@ -65,6 +65,13 @@ def test_read_categories() -> None:
         assert str(e.value) == message
 
 
+def test_a_column_of_names_is_refused() -> None:
+    assert len(Categories.of(pl.Series("sku", range(1000))).names) == 1000
+    with pytest.raises(InputError) as e:
+        Categories.of(pl.Series("sku", range(1001)))
+    assert str(e.value) == "Column sku has 1,001 categories, more than 1,000. Name a coarser column."
+
+
 def test_agreement_by_hand() -> None:
     """Six items: concept 1 is fruit, concept 0 is tools but for one fruit, concept 2 has no item and is left over."""
     assignment_IC = np.array(
