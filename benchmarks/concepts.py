@@ -50,7 +50,9 @@ ACCURACY = {"ndcg": (100,), "recall": (50,)}
 COLUMNS = (
     *("ndcg@100", "recall@50", "best_epoch"),
     *("median_largest_share", "matched_purity", "purity", "nmi", "ari", "macro_score", "stability"),
-    *("item_independence", "mass_disentanglement", "mass_completeness", "code_disentanglement", "code_completeness"),
+    *("item_independence", "user_independence"),
+    *("mass_disentanglement", "mass_completeness", "mass_informativeness"),
+    *("code_disentanglement", "code_completeness", "code_informativeness"),
 )
 
 
