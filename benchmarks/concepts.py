@@ -3,8 +3,8 @@
     python benchmarks/concepts.py FOLDER [--set planted ml-1m] [--method random spectral] [--seeds 3]
 
 FOLDER holds the data sets as for quality.py; `planted`, the demo's shop, is generated. Every run is one line of
-concepts.jsonl, made once; the table is of all lines so far, and says how many seeds they are. `stability` compares a run with the runs of other seeds
-that left their assignments in --assignments.
+concepts.jsonl, made once; the table is of all lines so far, and says how many seeds they are. `stability` compares a
+run with the runs of other seeds that left their assignments in --assignments.
 
 - planted: the demo's config and data, 10 seeds; 7 categories
 - ml-1m: default.toml with bfloat16 products, at most 40 epochs, paper's protocol, 3 seeds; 18 genres
