@@ -31,6 +31,7 @@ from pipeline.publish import publish_directory
 from pipeline.split import HeldOut
 from pipeline.vocabulary import Vocabulary
 
+WEIGHTS = "weights.safetensors"
 KEPT_USERS = {"training": 256, "validation": 10_000, "test": 10_000}
 """Users of each split whose histories the checkpoint keeps, at most; of training, a sample with the longest."""
 
@@ -62,10 +63,7 @@ class Checkpoint:
 
     def model(self) -> MacridVAE:
         """The model with these weights, on the CPU."""
-        with torch.device("meta"):
-            model = MacridVAE(len(self.vocabulary), self.manifest.config.model)
-        model.load_state_dict(self.weights, assign=True)
-        return model
+        return _model(self.weights, len(self.vocabulary), self.manifest.config)
 
 
 def write_checkpoint(
@@ -104,9 +102,9 @@ def write_checkpoint(
     check_weights(weights, len(vocabulary), config, str(path))
     with publish_directory(path) as folder:
         vocabulary.write(folder / "items.parquet")
-        save_file(weights, folder / "weights.safetensors")
+        save_file(weights, folder / WEIGHTS)
         # safetensors makes it readable by its owner alone; whoever exports may be somebody else.
-        shutil.copymode(folder / "items.parquet", folder / "weights.safetensors")
+        shutil.copymode(folder / "items.parquet", folder / WEIGHTS)
         _write_histories(folder / "histories.parquet", training, validation, test)
         (folder / "metrics.jsonl").write_text(metrics_lines, encoding="utf-8")
         manifest = CheckpointManifest(
@@ -129,11 +127,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     manifest = read_manifest(path, CheckpointManifest)
     vocabulary = Vocabulary.read(path / "items.parquet")
-    weights = load_file(path / "weights.safetensors")
+    weights = load_file(path / WEIGHTS)
     check_weights(weights, len(vocabulary), manifest.config, str(path))
     table = pq.read_table(path / "histories.parquet")
     training = _held_out(table, "training").histories
     return Checkpoint(manifest, vocabulary, weights, training, _held_out(table, "validation"), _held_out(table, "test"))
+
+
+def read_model(path: Path, n_items: int, config: Config) -> MacridVAE:
+    """The model, on the CPU, of a checkpoint or bundle that has been opened (and so verified).
+
+    Raises:
+        InputError: its weights do not fit the config and the number of items.
+    """
+    weights = load_file(path / WEIGHTS)
+    check_weights(weights, n_items, config, str(path))
+    return _model(weights, n_items, config)
 
 
 def check_weights(weights: dict[str, torch.Tensor], n_items: int, config: Config, where: str) -> None:
@@ -154,6 +163,13 @@ def check_weights(weights: dict[str, torch.Tensor], n_items: int, config: Config
             f"The weights of {where} do not fit its config and its {n_items} items: {'; '.join(problems)}. "
             "Correct [model] in the config, or use the weights that belong to it."
         )
+
+
+def _model(weights: dict[str, torch.Tensor], n_items: int, config: Config) -> MacridVAE:
+    with torch.device("meta"):
+        model = MacridVAE(n_items, config.model)
+    model.load_state_dict(weights, assign=True)
+    return model
 
 
 def _write_histories(path: Path, training: Histories, validation: HeldOut, test: HeldOut) -> None:

@@ -225,6 +225,8 @@ def tune(
 )
 @click.option("--input", "interactions", help="The training interactions, for baselines.  [default: where they were]")
 @verify_option
+@click.option("--concepts", is_flag=True, help="Measure the model's concepts, not its recommendations.")
+@click.option("--categories", help="Column about the items (of [data] items) that concepts are compared with.")
 @format_option
 @device_option
 @json_option
@@ -235,23 +237,32 @@ def evaluate(
     baselines: tuple[str, ...],
     interactions: str | None,
     public_key: Path | None,
+    concepts: bool,
+    categories: str | None,
     form: str,
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure a checkpoint's or bundle's recommendations against what users went on to choose."""
+    """Measure a checkpoint's or bundle's recommendations against what users went on to choose, or its concepts."""
     from pipeline.evaluation import evaluate
     from pipeline.held_out import read_held_out
     from pipeline.report import print_comparison, print_metrics
 
-    opened = _open_model(model, form, device, public_key)
-    held_out, counts = opened.test, opened.counts
-    if history is not None and truth is not None:
-        held_out, counts = read_held_out(history, truth, opened.vocabulary)
-    elif history is not None or truth is not None or held_out is None:
-        raise InputError(f"Evaluating {model} takes both --history and --truth: Parquet files about the same users.")
+    if categories is not None and not concepts:
+        raise InputError("--categories names what concepts are compared with. Add --concepts, or leave it out.")
+    if concepts and baselines:
+        raise InputError("--concepts measures concepts, --baseline recommendations. Leave one of them out.")
     if interactions is not None and not baselines:
         raise InputError("--input names the training interactions of baselines. Add --baseline, or leave it out.")
+    opened = _open_model(model, form, device, public_key)
+    held_out, counts, one_file = opened.test, opened.counts, (history is None) != (truth is None)
+    if history is not None and truth is not None:
+        held_out, counts = read_held_out(history, truth, opened.vocabulary)
+    if concepts and not one_file:
+        _show_concepts(model, opened, held_out, categories, as_json)
+        return
+    if held_out is None or one_file:
+        raise InputError(f"Evaluating {model} takes both --history and --truth: Parquet files about the same users.")
     users = (held_out.histories, held_out.targets)
     title, facts = f"{model}: {len(held_out):,} users", {"model": model, "counts": counts}
     if not baselines:
@@ -429,6 +440,20 @@ def _open_model(path: Path, form: str, device: str, public_key: Path | None) -> 
     eager = EagerScorer(opened.model().to(training_device(device)))
     test = opened.test if len(opened.test) else None  # an imported model has none
     return _Opened(eager, opened.vocabulary, opened.manifest.config, test, opened.manifest.counts)
+
+
+def _show_concepts(
+    path: Path, opened: _Opened, held_out: HeldOut | None, categories: str | None, as_json: bool
+) -> None:
+    from pipeline.categories import read_categories
+    from pipeline.checkpoint import read_model
+    from pipeline.concept_report import report
+    from pipeline.report import print_concepts
+
+    compared = None if categories is None else read_categories(opened.vocabulary, categories)
+    users = None if held_out is None else held_out.histories
+    found = report(read_model(path, len(opened.vocabulary), opened.config), opened.vocabulary, users, compared)
+    print_concepts(f"{path}: concepts", found.concepts, found.measures, {"model": path}, as_json)
 
 
 if __name__ == "__main__":

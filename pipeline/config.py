@@ -83,6 +83,10 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """How the model is fitted."""
 
+    initialisation: Literal["random", "spectral"] = "random"
+    """First item vectors and prototypes. `spectral`: the interactions' singular vectors, and centres of clusters."""
+    sharpness_weight: NonNegativeFloat = 0.0
+    """Weight of a term that makes each item's concept clear and keeps concepts evenly used. 0: none."""
     epochs: PositiveInt = 100
     """Passes over the training users, at most."""
     train_batch_size: PositiveInt = 250

@@ -9,8 +9,9 @@ from pathlib import Path
 import polars as pl
 from rich.console import Console
 
+from pipeline.categories import agreement, read_categories
 from pipeline.checkpoint import read_checkpoint
-from pipeline.demo_data import COLD_USER, KNOWN_USERS, match_concepts, write_demo
+from pipeline.demo_data import COLD_USER, KNOWN_USERS, write_demo
 from pipeline.errors import JobError
 from pipeline.report import print_table
 
@@ -47,7 +48,7 @@ def _show_concepts(workspace: Path) -> pl.DataFrame:
     """Print how concepts match the planted categories; returns the category of each concept."""
     checkpoint = read_checkpoint(workspace / "checkpoint")
     assignment_IC = checkpoint.model().assignment().detach().numpy()
-    match = match_concepts(assignment_IC, checkpoint.vocabulary.items["category"].to_list())
+    match = agreement(assignment_IC, read_categories(checkpoint.vocabulary, "category"))
     title = f"Concepts found, without reading a title: purity {match.purity:.3f}, NMI {match.nmi:.3f}"
     print_table(title, match.table)
     return match.table.select(pl.col("concept").cast(pl.Int16), pl.col("category").alias("concept_name"))

@@ -1,22 +1,20 @@
-"""The demo's shop: interactions with planted concepts, and how well a model found them.
+"""The demo's shop: interactions with planted concepts.
 
 Every item belongs to one category, and its title says which. Every user intends one to three categories and takes items
 from them by popularity; a few interactions are noise. A model that separates concepts should therefore find the
 categories, though it never reads them. One NumPy generator draws everything: the same seed gives the same bytes.
 
-Shape letters: U users, N interactions, I items, C concepts, G categories.
+Shape letters: U users, N interactions, I items, G categories.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
 from pipeline.publish import publish_file
 
 KNOWN_USERS = 3_000
@@ -25,7 +23,6 @@ COLD_USER = "user-03198"  # scored tonight with an empty history
 UNKNOWN_USER = "user-03199"  # scored tonight with items that are not in the catalogue
 NOISE = 0.05  # share of interactions with an item of any category
 FIRST_SECOND, LAST_SECOND = 1_735_689_600, 1_743_465_600  # the first quarter of 2025, UTC
-MAX_CATEGORIES = 12
 
 # A title is a kind and a thing, and every kind suits every thing of its category.
 CATEGORIES = {
@@ -92,6 +89,7 @@ prior_std = 0.3
 history_norm = "history"
 
 [training]
+initialisation = "spectral"
 epochs = 30
 train_batch_size = 100
 learning_rate = 1e-3
@@ -164,77 +162,3 @@ def _draw_interactions(
         .sort("timestamp", "user_id", "item_id")
         .unique(["user_id", "item_id"], keep="first", maintain_order=True)
     )
-
-
-@dataclass(frozen=True, eq=False)
-class ConceptMatch:
-    """How well concepts found by a model agree with known categories."""
-
-    table: pl.DataFrame
-    """One row per concept: `concept`, `category` (null: left over), `n_items` whose largest concept it is, and the
-    `share` of these that are of the category."""
-    purity: float
-    """Share of all items whose largest concept is the one matched to their category."""
-    nmi: float
-    """Normalised mutual information of largest concept and category, 0..1: 2 I(c; g) / (H(c) + H(g))."""
-
-
-def match_concepts(assignment_IC: NDArray[np.floating], category_I: list[str]) -> ConceptMatch:
-    """Match concepts to categories one to one so that the matched pairs hold the most assignment mass.
-
-    Args:
-        assignment_IC: how much each item belongs to each concept, not negative.
-        category_I: each item's category.
-
-    Raises:
-        InputError: more than 12 categories; the exact matching tries every subset of them.
-    """
-    names, category_of_I = np.unique(category_I, return_inverse=True)
-    if len(names) > MAX_CATEGORIES:
-        raise InputError(f"matching concepts takes at most {MAX_CATEGORIES} categories; these items have {len(names)}.")
-    member_IG = np.eye(len(names))[category_of_I]
-    matched_C = _best_matching(assignment_IC.T.astype(np.float64) @ member_IG)
-    count_CG = np.eye(assignment_IC.shape[1])[assignment_IC.argmax(1)].T @ member_IG
-    n_items_C = count_CG.sum(1)
-    hits_C = np.array([0 if g is None else count_CG[c, g] for c, g in enumerate(matched_C)])
-    table = pl.DataFrame(
-        {
-            "concept": range(len(matched_C)),
-            "category": pl.Series([None if g is None else str(names[g]) for g in matched_C], dtype=pl.String),
-            "n_items": n_items_C.astype(np.int64),
-            "share": hits_C / np.maximum(n_items_C, 1),
-        }
-    )
-    return ConceptMatch(table, float(hits_C.sum() / len(category_I)), _normalised_mutual_information(count_CG))
-
-
-def _best_matching(mass_CG: NDArray[np.float64]) -> list[int | None]:
-    """Each concept's category, or None, with the largest possible sum.
-
-    Concept by concept, keeps the best matching for every set of categories in use: exact, in 2^G x G steps a concept
-    (Held and Karp, "A Dynamic Programming Approach to Sequencing Problems", 1962).
-    """
-    best: dict[int, tuple[float, tuple[int | None, ...]]] = {0: (0.0, ())}
-    for mass_G in mass_CG.tolist():
-        longer: dict[int, tuple[float, tuple[int | None, ...]]] = {}
-        for used, (total, matched) in best.items():
-            choices = [(used, total, None)] + [
-                (used | 1 << g, total + mass, g) for g, mass in enumerate(mass_G) if not used >> g & 1
-            ]
-            for now_used, now_total, choice in choices:
-                if now_used not in longer or now_total > longer[now_used][0]:
-                    longer[now_used] = now_total, (*matched, choice)
-        best = longer
-    return list(max(best.values(), key=lambda entry: entry[0])[1])
-
-
-def _normalised_mutual_information(count_CG: NDArray[np.float64]) -> float:
-    joint_CG = count_CG / count_CG.sum()
-    concepts, categories, joint = (_entropy(p) for p in (joint_CG.sum(1), joint_CG.sum(0), joint_CG))
-    if concepts + categories == 0:
-        return 1.0  # one concept, one category
-    return 2 * (concepts + categories - joint) / (concepts + categories)
-
-
-def _entropy(p: NDArray[np.float64]) -> float:
-    return float(-(p[p > 0] * np.log(p[p > 0])).sum())

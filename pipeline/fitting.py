@@ -31,6 +31,8 @@ from pipeline.errors import InputError, JobError
 from pipeline.evaluation import mean_ndcg
 from pipeline.histories import Histories
 from pipeline.model import MacridVAE
+from pipeline.penalties import penalty
+from pipeline.spectral import spectral_start
 from pipeline.split import HeldOut
 
 OnStep = Callable[[int, int, float], None]
@@ -42,7 +44,7 @@ class Epoch:
 
     epoch: int
     loss: float
-    """Mean over users of reconstruction + kl_weight * kl + l2, as optimised."""
+    """Mean over users of reconstruction + kl_weight * kl + penalties, as optimised."""
     reconstruction: float
     kl: float
     kl_weight: float
@@ -82,6 +84,9 @@ class Fitting:
         self.generator = torch.Generator(device).manual_seed(self.training.seed)
         self.order = np.random.default_rng(self.training.seed)
         model.initialise(self.generator)
+        if self.training.initialisation == "spectral":
+            items_ID, prototypes_CD = spectral_start(users, model.n_items, config.model, self.training.seed)
+            model.turn(torch.from_numpy(items_ID), torch.from_numpy(prototypes_CD))
         if workers.rank():
             self.generator.manual_seed(self.training.seed + workers.rank())
         self.replica = DistributedDataParallel(model) if workers.size() > 1 else model
@@ -192,7 +197,7 @@ class Fitting:
         batch = to_batch(self.users.take(mine), self.model.item_embedding.device)
         terms = self.replica(batch, self.model.draw(batch, self.generator))
         expected = terms.reconstruction + kl_weight(training, step, self.n_batches) * terms.kl
-        loss = expected * (share * workers.size()) + l2_penalty(self.model, training)
+        loss = expected * (share * workers.size()) + penalty(self.model, training)
         self.optimizer.param_groups[0]["lr"] = learning_rate(training, step, self.n_batches)
         self.optimizer.zero_grad()
         loss.backward()
@@ -229,18 +234,6 @@ def learning_rate(training: TrainingConfig, step: int, n_batches: int) -> float:
         return training.learning_rate
     done = (step - 1) / (training.epochs * n_batches)
     return training.learning_rate * (1 + math.cos(math.pi * done)) / 2
-
-
-def l2_penalty(model: MacridVAE, training: TrainingConfig) -> Tensor | float:
-    """Sum of w^2 of item and prototype vectors, and of encoder weights (not biases), each times its weight."""
-    tables, encoder = training.l2_weights
-    penalty: Tensor | float = 0.0
-    if tables:
-        penalty = penalty + tables * (model.item_embedding.square().sum() + model.prototypes.square().sum())
-    if encoder:
-        weights = (p for name, p in model.encoder.named_parameters() if name.endswith("weight"))
-        penalty = penalty + encoder * sum(weight.square().sum() for weight in weights)
-    return penalty
 
 
 def _copy(model: MacridVAE) -> dict[str, Tensor]:

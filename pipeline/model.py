@@ -136,6 +136,15 @@ class MacridVAE(nn.Module):
             else:
                 nn.init.trunc_normal_(parameter, std=0.001, a=-0.002, b=0.002, generator=generator)
 
+    @torch.no_grad()
+    def turn(self, items_ID: Tensor, prototypes_CD: Tensor) -> None:
+        """Give items and prototypes the directions of these vectors of length 1; their own lengths stay.
+
+        Only directions have a meaning, but Adam turns a long vector more slowly.
+        """
+        for table, unit in ((self.item_embedding, items_ID), (self.prototypes, prototypes_CD)):
+            table.copy_(table.norm(dim=1, keepdim=True) * unit.to(table.device))
+
     def items(self) -> Tensor:
         """Item vectors of length 1, [I, D]."""
         return F.normalize(self.item_embedding, dim=1)

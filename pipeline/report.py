@@ -87,6 +87,21 @@ def print_rows(title: str, rows: pl.DataFrame, facts: Mapping[str, object], as_j
     print_table(title, rows, digits=4)
 
 
+def print_concepts(
+    title: str,
+    concepts: pl.DataFrame,
+    measures: Mapping[str, float | int | None],
+    facts: Mapping[str, object],
+    as_json: bool,
+) -> None:
+    """One row per concept, then what is measured of all of them; the facts go into the JSON only."""
+    if as_json:
+        print(json.dumps({**facts, "measures": dict(measures), "concepts": concepts.to_dicts()}, default=str))
+        return
+    print_table(title, concepts.with_columns(pl.col("examples").list.join(", ")), digits=2)
+    print_table("", pl.DataFrame({"measure": list(measures), "value": [_cell(v, 3) for v in measures.values()]}))
+
+
 def print_table(title: str, rows: pl.DataFrame, digits: int = 3) -> None:
     """A small table, numbers to the right, with so many digits after the point."""
     table = Table(box=box.SIMPLE)

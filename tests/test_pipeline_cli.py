@@ -15,7 +15,7 @@ from conftest import SMALL_ITEMS
 
 from pipeline.baselines import EASE_L2
 from pipeline.cli import main
-from pipeline.demo_data import COLD_USER, UNKNOWN_USER, write_demo
+from pipeline.demo_data import CATEGORIES, COLD_USER, UNKNOWN_USER, write_demo
 
 FEW_EPOCHS = 3
 
@@ -165,6 +165,73 @@ def test_baselines_beside_the_model(workspace: Path, tmp_path: Path, monkeypatch
     assert message == (
         "Error: --input names the training interactions of baselines. Add --baseline, or leave it out.\n"
     )
+
+
+def test_concepts_of_a_checkpoint_and_of_a_bundle(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    asked = ["evaluate", "--concepts", "--categories", "category", "--model"]
+    of_checkpoint = json.loads(fine(*asked, "checkpoint", "--json"))
+    assert of_checkpoint["model"] == "checkpoint"
+    measures = of_checkpoint["measures"]
+    assert (measures["macro_score"], measures["dead_concepts"]) == (3, 0)
+    assert measures["matched_purity"] > 0.95
+    assert measures["mass_disentanglement"] > 0.9
+    assert sorted(concept["category"] for concept in of_checkpoint["concepts"]) == sorted(CATEGORIES)
+    titles = [title for concept in of_checkpoint["concepts"] for title in concept["examples"]]
+    assert len(titles) == 3 * len(CATEGORIES)
+    of_bundle = json.loads(fine(*asked, "bundle", "--json"))
+    of_items = {name: value for name, value in measures.items() if not name.startswith(("user_", "mass_", "code_"))}
+    assert of_bundle["measures"] == of_items, "nobody's histories lie in a bundle"
+
+    users = pl.read_parquet("users.parquet").filter(pl.col("history").list.len() > 10)
+    history, truth = str(tmp_path / "history.parquet"), str(tmp_path / "truth.parquet")
+    users.with_columns(pl.col("history").list.slice(3)).write_parquet(history)
+    users.with_columns(pl.col("history").list.head(3)).write_parquet(truth)
+    given = json.loads(fine(*asked, "bundle", "--json", "--history", history, "--truth", truth))
+    assert given["measures"].keys() == measures.keys()
+    without = json.loads(fine("evaluate", "--concepts", "--model", "checkpoint", "--json"))
+    assert "nmi" not in without["measures"]
+    assert "category" not in without["concepts"][0]
+    table = fine(*asked, "checkpoint")
+    assert table.startswith("checkpoint: concepts\n")
+    for name, value in measures.items():
+        row = next(line.split() for line in table.splitlines() if line.split()[:1] == [name])
+        assert row[1] == (str(value) if isinstance(value, int) else f"{value:.3f}")
+    assert all(category in table for category in CATEGORIES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--categories", "category"],
+            "--categories names what concepts are compared with. Add --concepts, or leave it out.",
+        ),
+        (
+            ["--concepts", "--baseline", "ease"],
+            "--concepts measures concepts, --baseline recommendations. Leave one of them out.",
+        ),
+        (
+            ["--concepts", "--categories", "genre"],
+            "--categories genre: the model's items have no such column, only title, category.",
+        ),
+        (
+            ["--concepts", "--history", "users.parquet"],
+            "Evaluating checkpoint takes both --history and --truth: Parquet files about the same users.",
+        ),
+        (
+            ["--concepts", "--input", "interactions.parquet"],
+            "--input names the training interactions of baselines. Add --baseline, or leave it out.",
+        ),
+    ],
+)
+def test_refused_ways_to_measure_concepts(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(workspace)
+    assert refused(2, "evaluate", "--model", "checkpoint", *arguments) == f"Error: {message}\n"
 
 
 def test_tensorboard(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,15 +416,8 @@ OPTIONS = {
     "train": ["--config", "--input", "--output", "--resume", "--tensorboard", "--device", "--json"],
     "tune": ["--config", "--input", "--space", "--trials", "--output", "--device", "--json"],
     "evaluate": [
-        "--model",
-        "--history",
-        "--truth",
-        "--baseline",
-        "--input",
-        "--verify",
-        "--format",
-        "--device",
-        "--json",
+        *("--model", "--history", "--truth", "--baseline", "--input", "--verify", "--concepts", "--categories"),
+        *("--format", "--device", "--json"),
     ],
     "export": ["--checkpoint", "--output", "--format", "--precision", "--sign", "--json"],
     "score": [

@@ -22,9 +22,10 @@ from pipeline.config import Config, DataConfig, ModelConfig, TrainingConfig
 from pipeline.dataset import Dataset, load_dataset
 from pipeline.eager import EagerScorer, to_batch
 from pipeline.errors import InputError, JobError
-from pipeline.fitting import Epoch, Fitting, kl_weight, l2_penalty, learning_rate
+from pipeline.fitting import Epoch, Fitting, kl_weight, learning_rate
 from pipeline.histories import Histories
 from pipeline.model import MacridVAE
+from pipeline.penalties import concept_information, l2_penalty
 from pipeline.split import HeldOut
 from pipeline.train import train, training_device
 
@@ -201,6 +202,68 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     l2 = l2_penalty(first, settings.training).item()
     assert l2 > 0.1
     assert epoch.loss == pytest.approx(epoch.reconstruction + 0.3 * epoch.kl + l2, rel=1e-5)
+
+
+def test_a_spectral_start_turns_items_and_prototypes_and_nothing_else() -> None:
+    """Lengths, encoder and all later draws are those of a random start."""
+    random, spectral = (MacridVAE(N_ITEMS, config().model) for _ in range(2))
+    drawn = Fitting(random, USERS, NOBODY, config())
+    turned = Fitting(spectral, USERS, NOBODY, config(initialisation="spectral"))
+    assert torch.equal(drawn.generator.get_state(), turned.generator.get_state())
+    tables = ("item_embedding", "prototypes")
+    for name, weight in spectral.state_dict().items():
+        before = random.state_dict()[name]
+        assert torch.equal(weight, before) == (name not in tables)
+        if name in tables:
+            torch.testing.assert_close(weight.norm(dim=1), before.norm(dim=1))
+    concept_of_block = spectral.assignment().argmax(dim=1).view(N_BLOCKS, BLOCK)
+    assert (concept_of_block == concept_of_block[:, :1]).all()
+    assert len(set(concept_of_block[:, 0].tolist())) == N_BLOCKS
+
+
+def test_a_spectral_start_is_the_average_too() -> None:
+    """With no step taken, what is kept is where training starts."""
+    fitting = Fitting(
+        MacridVAE(N_ITEMS, config().model), USERS, NOBODY, config(initialisation="spectral", averaged_epochs=2.0)
+    )
+    assert equal(fitting.measured.state_dict(), fitting.model.state_dict())
+    assert equal(fitting.best_weights, fitting.model.state_dict())
+
+
+def test_a_spectral_start_depends_on_the_seed_alone() -> None:
+    one, same, other = (fitted(config(initialisation="spectral", seed=seed))[0] for seed in (1, 1, 2))
+    assert equal(one.state_dict(), same.state_dict())
+    assert not equal(one.state_dict(), other.state_dict())
+
+
+def test_concept_information() -> None:
+    """log C for certain and even assignments, 0 when the item tells nothing; and it can be differentiated there."""
+    even = torch.eye(4).repeat(3, 1).requires_grad_()
+    assert concept_information(even).item() == pytest.approx(math.log(4))
+    assert concept_information(torch.eye(4)[[2, 2, 2]]).item() == pytest.approx(0, abs=1e-6)
+    assert concept_information(torch.full((5, 4), 0.25)).item() == pytest.approx(0, abs=1e-6)
+    half = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    by_hand = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) - math.log(2) / 2
+    assert concept_information(half).item() == pytest.approx(by_hand)
+    concept_information(even).backward()
+    assert torch.isfinite(even.grad).all()
+
+
+def test_the_sharpness_term_is_subtracted_from_the_loss() -> None:
+    settings = config(epochs=1, train_batch_size=N_ITEMS, kl_anneal_steps=0, kl_weight=0.3, sharpness_weight=2.5)
+    _, (epoch,), _ = fitted(settings)
+    first = MacridVAE(N_ITEMS, settings.model)
+    first.initialise(torch.Generator().manual_seed(settings.training.seed))
+    information = concept_information(first.assignment()).item()
+    assert information > 0.01
+    assert epoch.loss == pytest.approx(epoch.reconstruction + 0.3 * epoch.kl - 2.5 * information, rel=1e-5)
+
+
+def test_a_sharpness_weight_makes_concepts_clear() -> None:
+    plain, sharp = (fitted(config(epochs=10, sharpness_weight=weight))[0] for weight in (0.0, 20.0))
+    clear = [model.assignment().max(dim=1).values.median().item() for model in (plain, sharp)]
+    assert clear[1] > clear[0] + 0.1
+    assert concept_information(sharp.assignment()) > concept_information(plain.assignment()) + 0.1
 
 
 def test_l2_shrinks_the_weights() -> None:
@@ -390,7 +453,12 @@ def test_a_job_on_the_cpu_admits_deterministic_operations_only(interactions: Con
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"averaged_epochs": 2.0, "learning_rate_schedule": "cosine", "precision": "bfloat16"}]
+    "fields",
+    [
+        {},
+        {"averaged_epochs": 2.0, "learning_rate_schedule": "cosine", "precision": "bfloat16"},
+        {"initialisation": "spectral", "sharpness_weight": 0.5},
+    ],
 )
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_resuming_gives_the_bits_of_an_uninterrupted_run(
@@ -501,6 +569,7 @@ def test_two_workers_reach_the_loss_of_one(interactions: Config, tmp_path: Path)
         f"[model]\nn_concepts = {N_BLOCKS}\nembedding_size = 8\nencoder_hidden_sizes = [16]\n"
         "gumbel = false\ndropout = 0.0\nprior_std = 1e-9\n"
         "[training]\nepochs = 6\ntrain_batch_size = 7\nlearning_rate = 0.01\nl2_weights = [0.001, 0.002]\n"
+        'initialisation = "spectral"\nsharpness_weight = 0.5\n'
     )
     arguments = ["-m", "pipeline.cli", "train", "--config", "config.toml", "--device", "cpu", "--json", "--output"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
