@@ -6,6 +6,7 @@ bytes. Reading them back is `scoring/runtimes.py`'s business.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -21,6 +22,8 @@ import onnx
 import onnx_ir
 import torch
 from onnxscript import optimizer
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental import _config as symbolic_shapes
 
 from export.bundle import ONNX_WEIGHTS
@@ -39,8 +42,8 @@ RANDOM_ONNX_OPERATORS = {
     "RandomUniformLike",
 }
 """Operators of the ONNX standard whose output is drawn (https://onnx.ai/onnx/operators/)."""
-FOLDED_ELEMENTS = 1024
-"""The largest constant that is computed at export; slices of the item tables would double the file."""
+INLINE_BYTES = 1024
+"""What is smaller stays in the graph even then."""
 SHAPES: dict[str, list[str | None]] = {
     "history_items": ["history_entries"],
     "history_offsets": ["users_plus_1"],
@@ -80,27 +83,51 @@ def write_onnx(graph: RecommendationGraph, path: Path, facts: dict[str, str]) ->
         facts: kept in the file as its metadata.
     """
     with _quiet():
-        exported: Any = torch.onnx.export(
-            graph,
-            example(graph.n_items, graph.n_concepts),
-            dynamo=True,
-            dynamic_shapes=varying_sizes(),
+        exported: Any = _exported(graph)
+        held = exported.model.graph.initializers
+        weights = {name: value for name, value in graph.state_dict().items() if name in held}
+        exported.apply_weights(weights)
+        model: onnx_ir.Model = exported.model
+        optimizer.optimize_ir(
+            model,
+            onnx_shape_inference=False,
+            # Copies of weights, sliced and transposed, would double the file and lose their names.
+            should_fold=lambda node: False if any(value and value.name in weights for value in node.inputs) else None,
+        )
+    _name(model, facts)
+    if sum(value.nbytes for value in weights.values()) >= EXTERNAL_BYTES:
+        model = onnx_ir.external_data.unload_from_model(
+            model, path.parent, ONNX_WEIGHTS, size_threshold_bytes=INLINE_BYTES
+        )
+    path.write_bytes(onnx_ir.to_proto(model).SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _exported(graph: RecommendationGraph) -> Any:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), fake:
+        outline = _outline(graph, fake)
+        outline.decoder.onnx = True
+        inputs = example(graph.n_items, graph.n_concepts)
+        # Strict, because the body of a scan may not use k otherwise.
+        program = torch.export.export(outline, inputs, dynamic_shapes=varying_sizes(), strict=True)
+        return torch.onnx.export(
+            program,
             optimize=False,
             opset_version=OPSET,
             input_names=INPUTS,
             output_names=OUTPUTS,
             verbose=False,
         )
-        model: onnx_ir.Model = exported.model
-        optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=_worth_folding)
-    _name(model, facts)
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if weights >= EXTERNAL_BYTES:
-        model = onnx_ir.external_data.unload_from_model(
-            model, path.parent, ONNX_WEIGHTS, size_threshold_bytes=FOLDED_ELEMENTS
-        )
-    path.write_bytes(onnx_ir.to_proto(model).SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _outline(graph: RecommendationGraph, fake: FakeTensorMode) -> RecommendationGraph:
+    """The graph without its numbers: torch.export would copy tables of gigabytes, twice."""
+    outlines: dict[int, Any] = {}
+    for tensor in (*graph.parameters(), *graph.buffers()):
+        shape = fake.from_tensor(tensor.detach())
+        outlines[id(tensor)] = nn.Parameter(shape, requires_grad=False) if isinstance(tensor, nn.Parameter) else shape
+    return copy.deepcopy(graph, outlines)
 
 
 def onnx_operators(path: Path) -> dict[str, int]:
@@ -211,12 +238,6 @@ def _nodes(body: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             for inner in [attribute.g, *attribute.graphs]:
                 yield from _nodes(inner)
-
-
-def _worth_folding(node: onnx_ir.Node) -> bool | None:
-    """False where an input is a table; None leaves it to the optimizer."""
-    constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
-    return False if any(constant.size > FOLDED_ELEMENTS for constant in constants) else None
 
 
 def _name(model: onnx_ir.Model, facts: dict[str, str]) -> None:

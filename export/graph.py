@@ -124,12 +124,15 @@ class CatalogueDecoder(nn.Module):
     """[G, W, C], ln a_ic; what fills up the last chunk is -300, and exp(-300) is 0."""
     start: Tensor
     """int64 [G], the first item of each chunk."""
+    onnx: bool
+    """Whether the graph is about to become ONNX: a Scan for the loop, and TopK's own order of ties."""
 
     def __init__(self, model: MacridVAE, precision: str) -> None:
         super().__init__()
         self.n_items, self.n_concepts = model.n_items, model.config.n_concepts
         self.temperature, self.half_product = model.config.temperature, precision == "fp16"
         self.absent = ABSENT  # TorchScript knows no globals
+        self.onnx = False
         self.n_chunks = -(-self.n_items // CHUNK_ITEMS)
         self.width = -(-self.n_items // self.n_chunks)
         filling = (0, 0, 0, self.n_chunks * self.width - self.n_items)
@@ -153,7 +156,7 @@ class CatalogueDecoder(nn.Module):
         allowed_GW = F.pad(allowed, (0, self.n_chunks * self.width - self.n_items)).reshape(self.n_chunks, self.width)
         total_B1, q_BM, item_BM = self.best_of_chunks(query_BCE, excluded, _smaller(k, self.width), allowed_GW)
         _at_most(k, q_BM.shape[1])
-        q_Bk, at_Bk = top_k(q_BM, k)
+        q_Bk, at_Bk = top_k(q_BM, k, self.onnx)
         return q_Bk, item_BM.gather(1, at_Bk), total_B1
 
     def best_of_chunks(
@@ -161,7 +164,7 @@ class CatalogueDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The sum [B, 1], and likelihoods and items of the best k of each chunk [B, G k]."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if torch.onnx.is_in_onnx_export():
+            if self.onnx:
                 return self.scan(query_BCE, excluded, k, allowed_GW)
         total_B1 = torch.zeros_like(query_BCE[:, :1, 0])
         likelihoods: list[Tensor] = []
@@ -205,7 +208,7 @@ class CatalogueDecoder(nn.Module):
         at_BX = excluded - start
         elsewhere_BX = ((at_BX < 0) | (at_BX >= self.width)).to(q_BW.dtype)
         q_BW = (q_BW * allowed_W).scatter_reduce(1, at_BX.clamp(0, self.width - 1), elsewhere_BX, "prod")
-        q_Bk, at_Bk = top_k(q_BW, k)
+        q_Bk, at_Bk = top_k(q_BW, k, self.onnx)
         # By item, so that the position of a candidate decides ties as its item would.
         at_Bk, order_Bk = torch.sort(at_Bk, dim=1)
         return sum_B1, q_Bk.gather(1, order_Bk), at_Bk + start

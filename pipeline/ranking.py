@@ -17,21 +17,21 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
-def top_k(likelihood_BI: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_k(likelihood_BI: Tensor, k: int, onnx: bool = False) -> tuple[Tensor, Tensor]:
     """The k largest likelihoods of each row and their columns; of those that tie at the last place, the first columns.
 
     Args:
         likelihood_BI: float [B, I]; what may not be chosen is zero or negative.
         k: 1 <= k <= I.
+        onnx: for a graph that becomes ONNX, whose TopK takes the smaller index of equal values by itself.
 
     Returns:
         likelihoods [B, k] in falling order, and items int64 [B, k]. Where fewer than k are positive, the row's other
         items are unspecified (their likelihoods are not positive).
     """
     top_Bk, item_Bk = torch.topk(likelihood_BI, k, dim=1)
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        if torch.onnx.is_in_onnx_export():
-            return top_Bk, item_Bk  # the standard's TopK takes the smaller index of equal values
+    if onnx:
+        return top_Bk, item_Bk
     last_B1 = top_Bk[:, -1:]
     tie_BI = (likelihood_BI == last_B1) & (last_B1 > 0)
     row_T, tied_item_T = torch.nonzero(tie_BI).unbind(1)

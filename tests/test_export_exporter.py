@@ -27,6 +27,7 @@ from export.formats import (
     write_onnx,
     write_torchscript,
 )
+from export.gate import TOLERANCES
 from export.graph import HistoryEncoder, Precision, RecommendationGraph
 from pipeline.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.config import Config, ModelConfig
@@ -123,7 +124,8 @@ class Noisy(RecommendationGraph):
 
     def __init__(self, model: MacridVAE, precision: Precision = "fp32") -> None:
         super().__init__(model, precision)
-        self.encoder = NoisyEncoder(model, precision)
+        with torch.no_grad():
+            self.encoder = NoisyEncoder(model, precision)
 
 
 class NoisyEncoder(HistoryEncoder):
@@ -206,17 +208,21 @@ def test_the_onnx_file_reads_like_the_model(bundle: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.5), ("int8", 0.25)])
-def test_smaller_precisions(tmp_path: Path, precision: Precision, share: float) -> None:
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.5), ("int8", 0.33)])
+def test_smaller_precisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, share: float
+) -> None:
     """A model with wide tables: the file shrinks to about this share, and the gate holds."""
+    # Scores of random weights lie closer together than those of a trained model.
+    monkeypatch.setitem(TOLERANCES, precision, TOLERANCES[precision]._replace(overlap=0.95))
     model = ModelConfig(n_concepts=2, embedding_size=64, encoder_hidden_sizes=[256])
-    write_small_checkpoint(tmp_path / "checkpoint", Config(model=model), n_items=2000)
+    write_small_checkpoint(tmp_path / "checkpoint", Config(model=model), n_items=700)
     sizes = {}
     for each in ("fp32", precision):
         manifest = export_bundle(tmp_path / "checkpoint", tmp_path / each, ["onnx"], open_scorer, each)
         assert manifest.precision == each
         sizes[each] = (tmp_path / each / "model.onnx").stat().st_size
-    assert sizes[precision] == pytest.approx(share * sizes["fp32"], rel=0.2)
+    assert sizes[precision] == pytest.approx(share * sizes["fp32"], rel=0.1)
     parity = manifest.formats["onnx"].parity
     assert 1e-5 < parity.largest_score_difference < 0.1
 
@@ -328,3 +334,14 @@ def test_weights_are_not_shared_with_the_model() -> None:
         model.encoder.input.bias += 1
     assert torch.equal(graph.encoder.input_bias, before)
     assert np.isfinite(before.numpy()).all()
+
+
+def test_the_graph_does_not_grow_with_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop over chunks is one Scan, however many chunks there are."""
+    graphs = []
+    for chunk_items in (50, 500):
+        monkeypatch.setattr("export.graph.CHUNK_ITEMS", chunk_items)
+        write_onnx(RecommendationGraph(small_model(SMALL.model, SMALL_ITEMS)).eval(), tmp_path / "model.onnx", {})
+        graphs.append(onnx_operators(tmp_path / "model.onnx"))
+    assert graphs[0] == graphs[1]
+    assert graphs[0]["Scan"] == 1

@@ -204,15 +204,15 @@ def test_worse_recommendations_for_held_out_users() -> None:
     held_out = best_and_others()
     gate = Gate(MODEL, HISTORIES, held_out, "int8", k=20)
     found = dict(gate._metrics(MODEL))
-    found["ndcg@100"] = found["ndcg@100"] - np.array([0, 0, 0.02, 0, 0])
+    found["ndcg@100"] = found["ndcg@100"] - np.array([0.01, 0.01, 0.02, 0.01, 0.01])
     gate._metrics = lambda scorer: found  # type: ignore[method-assign]
     with pytest.raises(JobError) as error:
         gate.check("onnx", MODEL)
     ndcg_U = gate.metrics["ndcg@100"]
     assert str(error.value) == (
-        f"The onnx graph recommends worse than the model: ndcg@100 of 5 held-out users is {ndcg_U.mean() - 0.004:.4f} "
-        f"instead of {ndcg_U.mean():.4f} (allowed loss: 0.001); worst at held-out user 2 (40 items): "
-        f"{ndcg_U[2] - 0.02:.4f} instead of {ndcg_U[2]:.4f}. Nothing was written."
+        f"The onnx graph recommends worse than the model: ndcg@100 of 5 held-out users is {ndcg_U.mean() - 0.012:.4f} "
+        f"instead of {ndcg_U.mean():.4f} (allowed loss: 0.001 and twice its standard error, 0.0018); worst at held-out "
+        f"user 2 (40 items): {ndcg_U[2] - 0.02:.4f} instead of {ndcg_U[2]:.4f}. Nothing was written."
     )
 
 
