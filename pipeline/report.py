@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import polars as pl
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.metrics import Measure
-
-if TYPE_CHECKING:
-    from pipeline.baselines import Comparison
+from pipeline.metrics import Comparison, Measure
 
 
 def print_facts(title: str, facts: Mapping[str, object], as_json: bool) -> None:
