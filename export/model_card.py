@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from export.bundle import Format
 from pipeline.checkpoint import CheckpointManifest
 from pipeline.concept_profile import Concept, Profile
@@ -42,14 +44,15 @@ macrid {macrid}, which is Apache-2.0. The licence of these weights is for the ow
 
 ## Intended use
 
-Ranking this catalogue for users whose chosen items are known, whether they were seen in training or not. A user is a set
-of items; ratings, order and time play no part.
+Ranking this catalogue for users whose chosen items are known, whether they were seen in training or not. A user is a
+set of items; ratings, order and time play no part.
 
-- **Scores** are natural logarithms of p(item | user), a softmax over the whole catalogue before anything is excluded. They
-  compare items for one user. They are no probabilities that a user accepts a recommendation, and those of another
+- **Scores** are natural logarithms of p(item | user), a softmax over the whole catalogue before anything is excluded.
+  They compare items for one user. They are no probabilities that a user accepts a recommendation, and those of another
   model mean something else.
-- **Concepts** are found without labels, and their numbers have no meaning of their own. On data of a single domain they may
-  not separate. Here the median largest assignment of an item is {largest:.3f}; {even:.3f} would be no separation at all.
+- **Concepts** are found without labels, and their numbers have no meaning of their own. On data of a single domain they
+  may not separate. Here the median largest assignment of an item is {largest:.3f}; {even:.3f} would be no separation
+  at all.
 - **Users without a known item** are not the model's business: `pipeline score` gives them the most popular items, marks
   them `cold` or `unknown`, and the score is then the logarithm of the item's share of training interactions.
 - **Popularity bias**: the model learns from what was chosen, and what was shown more was chosen more. The most popular
@@ -128,8 +131,8 @@ def model_card(
 
 
 def _popular_share(vocabulary: Vocabulary) -> float:
-    n_I = vocabulary.items["n_interactions"].sort(descending=True)
-    return float(n_I.head(-(-len(n_I) // 10)).sum() / max(1, n_I.sum()))
+    n_I = np.sort(vocabulary.items["n_interactions"].to_numpy())[::-1]
+    return float(n_I[: -(-len(n_I) // 10)].sum() / max(1, n_I.sum()))
 
 
 def _data(checkpoint: CheckpointManifest) -> str:

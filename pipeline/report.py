@@ -21,7 +21,8 @@ def print_facts(title: str, facts: Mapping[str, object], as_json: bool) -> None:
         return
     table = Table(box=box.SIMPLE, show_header=False)
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        number = isinstance(value, int) and not isinstance(value, bool)
+        table.add_row(name.replace("_", " "), f"{value:,}" if number else str(value))
     _print(title, table)
 
 
