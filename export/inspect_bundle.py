@@ -9,7 +9,7 @@ import polars as pl
 
 from export.bundle import Bundle, Format, read_bundle
 from export.gate import Parity
-from pipeline.inspection import Inspection, Tables, file_rows, metric_rows
+from pipeline.inspection import Inspection, Tables, config_rows, file_rows, metric_rows
 from pipeline.manifest import FileDigest
 
 
@@ -33,7 +33,7 @@ def inspect_bundle(path: Path) -> Inspection:
     for form in manifest.formats.values():
         tables[f"{form.file}, held against the model before the bundle appeared"] = _parity(form.parity)
         tables[f"{form.file}: operators, none of which draws random numbers"] = _operators(form)
-    tables["Config"] = manifest.config.fields()
+    tables["Config"] = config_rows(manifest.config)
     tables["Data"] = manifest.counts
     tables["Metrics of the test users, with 95% interval"] = metric_rows(manifest.metrics, {})
     tables["Files"] = file_rows(manifest.files)

@@ -51,8 +51,8 @@ set of items; ratings, order and time play no part.
   They compare items for one user. They are no probabilities that a user accepts a recommendation, and those of another
   model mean something else.
 - **Concepts** are found without labels, and their numbers have no meaning of their own. On data of a single domain they
-  may not separate. Here the median largest assignment of an item is {largest:.3f}; {even:.3f} would be no separation
-  at all.
+  may not separate. Here the median largest assignment of an item is {largest:.3f}; {even:.3f} would be no
+  separation at all.
 - **Users without a known item** are not the model's business: `pipeline score` gives them the most popular items, marks
   them `cold` or `unknown`, and the score is then the logarithm of the item's share of training interactions.
 - **Popularity bias**: the model learns from what was chosen, and what was shown more was chosen more. The most popular
@@ -76,8 +76,9 @@ training interactions.
 
 ## Exported graphs
 
-Each graph was held against the model before this bundle appeared: same numbers, same ranks, same metrics on held-out
-users; no operator that draws random numbers; the same bits on a second run. Precision of the tables: {precision}.
+Each graph was held against the model before this bundle appeared: its numbers, its ranks, and its metrics on held-out
+users, within what its precision allows ({precision}). None has an operator that draws random numbers, and each gave the
+same bits twice.
 
 {parity}
 
@@ -158,9 +159,8 @@ def _evaluation(metrics: Mapping[str, Measure], baselines: Mapping[str, Comparis
         for heading, baseline in zip(headings, baselines.values(), strict=True)
     ]
     intro = (
-        f"Means over {n_users:,} test users, with 95% intervals. Items that a user has already seen are not ranked. "
-        "`recall` divides by the smaller of the cutoff and the number of targets, `plain_recall` by the number of "
-        "targets."
+        f"Means over {n_users:,} test users, with 95% intervals. Items that a user has already seen are not ranked.\n"
+        "`recall` divides by the smaller of the cutoff and the number of targets, `plain_recall` by the latter."
     )
     return "\n\n".join([intro, _table(["metric", "model", *headings], rows), *leads])
 

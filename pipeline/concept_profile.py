@@ -31,7 +31,7 @@ class TopItem(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def name(self) -> str:
         """What people call it."""
-        return str(self.item_id) if self.title is None else self.title
+        return self.title or str(self.item_id)
 
 
 class Concept(BaseModel, extra="forbid", frozen=True, strict=True):

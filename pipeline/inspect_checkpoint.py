@@ -8,7 +8,7 @@ import polars as pl
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.concept_profile import Profile, profile_concepts
-from pipeline.inspection import Inspection, Tables, file_rows, metric_rows
+from pipeline.inspection import Inspection, Tables, config_rows, file_rows, metric_rows
 
 
 def inspect_checkpoint(path: Path) -> Inspection:
@@ -34,7 +34,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
             "SHA-256 of the data": manifest.data_sha256 or "not known",
             **manifest.versions,
         },
-        "Config": manifest.config.fields(),
+        "Config": config_rows(manifest.config),
         "Data": manifest.counts,
         "Metrics of the test users, with 95% interval": metric_rows(manifest.metrics, manifest.baselines),
         f"Concepts (median largest assignment of an item: {profile.median_largest_assignment:.3f})": _rows(profile),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.manifest import NAME as MANIFEST
 from pipeline.manifest import FileDigest, directory_kind
@@ -67,6 +68,12 @@ def file_rows(files: Mapping[str, FileDigest]) -> pl.DataFrame:
     """One row per file."""
     rows = [(name, f"{file.size:,}", file.sha256) for name, file in sorted(files.items())]
     return pl.DataFrame(rows, schema=dict.fromkeys(("file", "bytes", "SHA-256"), pl.String), orient="row")
+
+
+def config_rows(config: Config) -> pl.DataFrame:
+    """One row per field."""
+    fields = config.fields()
+    return pl.DataFrame({"field": list(fields), "value": [str(value) for value in fields.values()]})
 
 
 def metric_rows(metrics: Mapping[str, Measure], baselines: Mapping[str, Comparison]) -> pl.DataFrame:

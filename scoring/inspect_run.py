@@ -84,4 +84,4 @@ def _origin(manifest: RunManifest) -> dict[str, object]:
 
 def _named(source: InputDigest) -> str:
     sizes = [file.size for file in source.files.values()]
-    return f"{source.location} ({len(sizes):,} files, {sum(sizes):,} bytes)"
+    return f"{source.location} (files: {len(sizes):,}, bytes: {sum(sizes):,})"
