@@ -43,13 +43,13 @@ def kind_of(directory: Path) -> str:
         InputError: it is none of them.
     """
     kind = directory_kind(directory)
-    if kind not in KINDS:
-        writers = ", ".join(f"`{command}`" for command in KINDS.values())
-        found = f"its {MANIFEST} says kind {kind!r}" if kind is not None else f"it has no {MANIFEST} that says so"
-        raise InputError(
-            f"{directory} is no checkpoint, bundle or run: {found}. Name a folder that one of {writers} wrote."
-        )
-    return str(kind)
+    if isinstance(kind, str) and kind in KINDS:
+        return kind
+    writers = ", ".join(f"`{command}`" for command in KINDS.values())
+    found = f"it has no {MANIFEST} that says so" if kind is None else f"its {MANIFEST} says kind {kind!r:.80}"
+    raise InputError(
+        f"{directory} is no checkpoint, bundle or run: {found}. Name a folder that one of {writers} wrote."
+    )
 
 
 def print_inspection(found: Inspection, as_json: bool) -> None:

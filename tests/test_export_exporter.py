@@ -27,7 +27,10 @@ from pipeline.histories import Histories
 from pipeline.split import HeldOut
 from scoring.runtimes import open_scorer
 
-FILES = ["items.parquet", "manifest.json", "model.onnx", "model.torchscript.pt", "weights.safetensors"]
+FILES = [
+    *("MODEL_CARD.md", "items.parquet", "manifest.json"),
+    *("model.onnx", "model.pt2", "model.torchscript.pt", "weights.safetensors"),
+]
 
 
 def sha256(path: Path) -> str:
@@ -41,7 +44,7 @@ def test_what_a_bundle_holds(bundle: Path, checkpoint: Path) -> None:
     assert (manifest.n_items, manifest.n_concepts) == (SMALL_ITEMS, 3)
     assert manifest.checkpoint.sha256 == sha256(checkpoint / "manifest.json")
     assert opened.digest.sha256 == sha256(bundle / "manifest.json")
-    assert sorted(manifest.formats) == ["onnx", "torchscript"]
+    assert sorted(manifest.formats) == ["onnx", "pt2", "torchscript"]
     assert manifest.formats["onnx"].opset == 20
     for record in manifest.formats.values():
         assert record.parity.largest_score_difference < 1e-4
@@ -65,7 +68,7 @@ def test_another_process_directory_and_hash_seed_give_the_same_bytes(
         "import sys; from pathlib import Path\n"
         "from export.exporter import export_bundle; from scoring.runtimes import open_scorer\n"
         "if __name__ == '__main__':\n"
-        "    export_bundle(Path(sys.argv[1]), Path('other'), ['torchscript', 'onnx'], open_scorer)\n"
+        "    export_bundle(Path(sys.argv[1]), Path('other'), ['pt2', 'torchscript', 'onnx'], open_scorer)\n"
     )
     (tmp_path / "again.py").write_text(code)
     command = [sys.executable, "-W", "ignore", "again.py", str(checkpoint)]

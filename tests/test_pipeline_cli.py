@@ -167,6 +167,22 @@ def test_baselines_beside_the_model(workspace: Path, tmp_path: Path, monkeypatch
     )
 
 
+def test_inspecting_what_the_nightly_job_wrote(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of the README."""
+    monkeypatch.chdir(workspace)
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^pipeline (inspect .+)$", readme, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        kind = command.split()[1].replace("recommendations", "run")
+        assert f": a {kind}" in fine(*command.split()).splitlines()[0]
+        assert json.loads(fine(*command.split(), "--json"))["kind"] == kind
+    concepts = json.loads(fine("inspect", "checkpoint", "--json"))["concepts"]
+    titles = set(pl.read_parquet("items.parquet")["title"])
+    assert all(item["title"] in titles for concept in concepts for item in concept["top_items"])
+    assert concepts[0]["top_items"][0]["title"] in (workspace / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
 def test_tensorboard(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.chdir(workspace)
