@@ -310,7 +310,7 @@ OPTIONS = {
     "train": ["--config", "--input", "--output", "--resume", "--tensorboard", "--device", "--json"],
     "tune": ["--config", "--input", "--space", "--trials", "--output", "--device", "--json"],
     "evaluate": ["--model", "--history", "--truth", "--baseline", "--input", "--format", "--device", "--json"],
-    "export": ["--checkpoint", "--output", "--format", "--json"],
+    "export": ["--checkpoint", "--output", "--format", "--precision", "--json"],
     "score": [
         *("--input", "--history", "--bundle", "--output", "--k", "--keep-seen", "--fallback", "--layout"),
         *("--format", "--device", "--json"),
