@@ -110,6 +110,7 @@ def model_card(
         precision: of their tables.
         versions: of what exported them.
     """
+    formats = dict(sorted(formats.items()))
     coverage = checkpoint.metrics.get("coverage@100")
     fields = {name: value for name, value in checkpoint.config.fields().items() if name not in PATHS}
     return _TEMPLATE.format(

@@ -68,11 +68,13 @@ def card(titles: list[str | None], **changes: Any) -> str:
     items = Vocabulary.of(pl.Series([f"item-{i}" for i in range(n_items)]), np.arange(n_items, 0, -1) * 10).items
     vocabulary = Vocabulary(items.with_columns(title=pl.Series(titles, dtype=pl.String)))
     assignment = np.tile(np.array([[0.75, 0.25], [0.125, 0.875]]), (n_items, 1))[:n_items]
+    onnx = {"onnx": Format(file="model.onnx", opset=20, operators={"TopK": 2}, parity=PARITY)}
+    formats = changes.pop("formats", onnx)
     return model_card(
         CheckpointManifest.model_validate({**fields, **changes}),
         vocabulary,
         profile_concepts(assignment, vocabulary),
-        {"onnx": Format(file="model.onnx", opset=20, operators={"TopK": 2}, parity=PARITY)},
+        formats,
         "fp32",
         {"torch": "2.13.0", "macrid": "0.1.0", "python": "3.11.1"},
     )
@@ -129,6 +131,11 @@ def test_no_title_breaks_the_tables(titles: list[str]) -> None:
 )
 def test_text_of_the_data_is_shown_as_it_is(text: str, shown: str) -> None:
     assert escaped(text) == shown
+
+
+def test_the_order_in_which_formats_were_written_does_not_matter() -> None:
+    formats = [(name, Format(file=f"model.{name}", opset=None, operators={}, parity=PARITY)) for name in ("b", "a")]
+    assert card(["Kettle"], formats=dict(formats)) == card(["Kettle"], formats=dict(reversed(formats)))
 
 
 def test_front_matter_is_what_hubs_read() -> None:

@@ -12,11 +12,9 @@ from pipeline.cli import main
 from pipeline.errors import InputError
 from pipeline.inspection import print_inspection
 from scoring.inspect_run import inspect_run
+from scoring.run import RunManifest
 
-KEYS = [
-    *("path", "kind", "format_version", "bundle", "input", "history", "options", "n_parts", "versions"),
-    *("complete", "parts_done", "users", "summary", "files"),
-]
+KEYS = ["path", *RunManifest.model_fields, "complete", "parts_done", "users", "summary", "files"]
 
 
 @pytest.fixture
