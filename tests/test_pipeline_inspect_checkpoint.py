@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,6 @@ def test_what_is_not_known_is_said(checkpoint: Path) -> None:
 
 
 def test_a_changed_file_is_refused(measured: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "checkpoint"
     shutil.copytree(measured, copy)
     (copy / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 3}\n')
