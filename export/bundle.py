@@ -3,6 +3,7 @@
     manifest.json           config, formats with what the gate measured, metrics, digests of the files below
     items.parquet           the vocabulary: item_number, item_id, n_interactions, and any titles known
     weights.safetensors     float32, as in the checkpoint
+    MODEL_CARD.md           the same facts for people
     model.onnx, model.torchscript.pt, model.pt2
     model.onnx.data         the ONNX graph's weights, where they are too large for one file
     manifest.sig            where it was signed: Ed25519 over manifest.json (see export/signing.py)

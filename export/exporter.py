@@ -23,9 +23,12 @@ from export.formats import (
 )
 from export.gate import Gate, check_random
 from export.graph import Precision, RecommendationGraph
+from export.model_card import NAME as CARD
+from export.model_card import model_card
 from export.signing import read_private_key
 from export.signing import sign as sign_directory
 from pipeline.checkpoint import Checkpoint, read_checkpoint
+from pipeline.concept_profile import profile_concepts
 from pipeline.eager import EagerScorer
 from pipeline.histories import Histories
 from pipeline.manifest import NAME as MANIFEST
@@ -78,9 +81,13 @@ def export_bundle(
                 on_check(form, records[form])
         for name in ("items.parquet", "weights.safetensors"):
             shutil.copyfile(checkpoint / name, folder / name)
+        made_with = versions("torch", "onnx", "onnxscript")
+        profile = profile_concepts(model.assignment().detach().numpy(), opened.vocabulary)
+        card = model_card(opened.manifest, opened.vocabulary, profile, records, precision, made_with)
+        (folder / CARD).write_text(card, encoding="utf-8")
         manifest = BundleManifest(
             files=digests(folder),
-            versions=versions("torch", "onnx", "onnxscript"),
+            versions=made_with,
             checkpoint=digest(checkpoint / MANIFEST),
             config=opened.manifest.config,
             counts=opened.manifest.counts,

@@ -26,7 +26,7 @@ from pipeline.eager import to_batch, to_top_k
 from pipeline.errors import InputError
 from pipeline.evaluation import evaluate, mean_ndcg, ndcg_of_each
 from pipeline.histories import Histories
-from pipeline.metrics import Measure, bootstrap
+from pipeline.metrics import Comparison, bootstrap
 from pipeline.ranking import in_order
 from pipeline.scorer import Scorer, TopK
 from pipeline.split import HeldOut
@@ -36,6 +36,8 @@ EASE_L2 = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
 """What EASE's l2 is chosen from."""
 EASE_ITEMS = 50_000
 """The largest catalogue EASE is fitted to: two tables of items x items take 20 GB there."""
+CHEAP_EASE_ITEMS = 5_000
+"""The largest catalogue whose EASE every training run fits: the tables take 200 MB there."""
 
 
 class BaselineScorer:
@@ -78,18 +80,6 @@ class Baseline(NamedTuple):
     scorer: BaselineScorer
     l2: float | None
     """What EASE was fitted with; popularity has none."""
-
-
-class Comparison(NamedTuple):
-    """A baseline measured on the users the model is measured on."""
-
-    l2: float | None
-    metrics: dict[str, Measure]
-    advantage: Measure
-    """How much better the model ranks: the mean over users of the difference of their NDCG@100.
-
-    Paired by user, so its interval is narrower than those of the two means.
-    """
 
 
 def popularity(n_interactions_I: NDArray[np.int64]) -> BaselineScorer:
@@ -158,8 +148,22 @@ def fit_baselines(names: Sequence[str], config: DataConfig, vocabulary: Vocabula
                 f"{theirs['n_interactions'].sum():,} training interactions now, {len(ours):,} with "
                 f"{ours['n_interactions'].sum():,} then. Name the training interactions with --input."
             )
-        popular = Baseline(popularity(ours["n_interactions"].to_numpy()), None)
-        return {name: Baseline(*choose_ease(data)) if name == "ease" else popular for name in dict.fromkeys(names)}
+        return fit(names, data)
+
+
+def cheap_baselines(n_items: int) -> list[str]:
+    """What every training run measures: popularity, and EASE where fitting it takes seconds."""
+    return ["ease", "popularity"] if n_items <= CHEAP_EASE_ITEMS else ["popularity"]
+
+
+def fit(names: Sequence[str], data: Dataset) -> dict[str, Baseline]:
+    """Baselines by name, popularity and ease, fitted on these training histories.
+
+    Raises:
+        InputError: as `ease`.
+    """
+    popular = Baseline(popularity(data.vocabulary.items["n_interactions"].to_numpy()), None)
+    return {name: Baseline(*choose_ease(data)) if name == "ease" else popular for name in dict.fromkeys(names)}
 
 
 def compare(model: Scorer, baselines: Mapping[str, Baseline], users: HeldOut) -> dict[str, Comparison]:

@@ -10,6 +10,7 @@ metrics.jsonl         one line per epoch
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.histories import Histories
 from pipeline.manifest import Manifest, digests, read_manifest, versions, write_manifest
-from pipeline.metrics import Measure
+from pipeline.metrics import Comparison, Measure
 from pipeline.model import MacridVAE
 from pipeline.publish import publish_directory
 from pipeline.split import HeldOut
@@ -40,13 +41,17 @@ class CheckpointManifest(Manifest):
     """What a checkpoint says about itself."""
 
     kind: Literal["checkpoint"] = "checkpoint"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     config: Config
     counts: dict[str, int]
     """Rows, users and items read, kept and dropped, and why."""
+    data_sha256: str | None
+    """`Dataset.digest` of what the weights learned from; None for weights trained elsewhere."""
     best_epoch: int | None
     metrics: dict[str, Measure]
     """Of the test users."""
+    baselines: dict[str, Comparison]
+    """Fitted on the same training users, measured on the same test users; see `pipeline.baselines`."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ def write_checkpoint(
     best_epoch: int | None,
     metrics: dict[str, Measure],
     metrics_lines: str,
+    data_sha256: str | None = None,
+    baselines: Mapping[str, Comparison] | None = None,
 ) -> CheckpointManifest:
     """Publish a checkpoint: readers see the former one (or none) until this one is whole.
 
@@ -94,6 +101,8 @@ def write_checkpoint(
         best_epoch: the epoch the weights are of; None for weights trained elsewhere.
         metrics: of the test users.
         metrics_lines: one JSON object per epoch.
+        data_sha256: digest of the data set; None for weights trained elsewhere.
+        baselines: what was measured beside the model, by name.
 
     Raises:
         InputError: names or shapes of the weights do not fit the config and vocabulary.
@@ -112,8 +121,10 @@ def write_checkpoint(
             versions=versions("torch", "numpy", "polars", "pyarrow", "safetensors"),
             config=config,
             counts=counts,
+            data_sha256=data_sha256,
             best_epoch=best_epoch,
             metrics=metrics,
+            baselines=dict(baselines or {}),
         )
         write_manifest(folder, manifest)
     return manifest

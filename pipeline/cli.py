@@ -409,6 +409,23 @@ def score(
     print_facts(f"{output}: every user accounted for", facts, as_json)
 
 
+@main.command()
+@click.argument("directory", type=FOLDER)
+@json_option
+def inspect(directory: Path, as_json: bool) -> None:
+    """Show what a checkpoint, a bundle or a run holds, and verify its files."""
+    from pipeline.inspection import kind_of, print_inspection
+
+    kind = kind_of(directory)
+    if kind == "checkpoint":
+        from pipeline.inspect_checkpoint import inspect_checkpoint as inspect_directory
+    elif kind == "bundle":
+        from export.inspect_bundle import inspect_bundle as inspect_directory
+    else:
+        from scoring.inspect_run import inspect_run as inspect_directory
+    print_inspection(inspect_directory(directory), as_json)
+
+
 class _Opened(NamedTuple):
     """A checkpoint or a bundle, ready to rank; only a trained checkpoint has test users, and a bundle has no counts."""
 

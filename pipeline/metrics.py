@@ -42,6 +42,20 @@ class Measure:
     n_users: int
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A baseline measured on the users the model is measured on."""
+
+    l2: float | None
+    """What EASE was fitted with; popularity has none."""
+    metrics: dict[str, Measure]
+    advantage: Measure
+    """How much better the model ranks: the mean over users of the difference of their NDCG@100.
+
+    Paired by user, so its interval is narrower than those of the two means.
+    """
+
+
 def ndcg(hits_Bk: NDArray[np.bool_], n_targets_B: NDArray[np.int64]) -> NDArray[np.float64]:
     """Gain 1 / log2(rank + 1) of each hit, divided by that of min(k, number of targets) hits in the first places."""
     k = hits_Bk.shape[1]

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import polars as pl
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.metrics import Measure
-
-if TYPE_CHECKING:
-    from pipeline.baselines import Comparison
+from pipeline.metrics import Comparison, Measure
 
 
 def print_facts(title: str, facts: Mapping[str, object], as_json: bool) -> None:
@@ -25,7 +21,8 @@ def print_facts(title: str, facts: Mapping[str, object], as_json: bool) -> None:
         return
     table = Table(box=box.SIMPLE, show_header=False)
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        number = isinstance(value, int) and not isinstance(value, bool)
+        table.add_row(name.replace("_", " "), f"{value:,}" if number else str(value))
     _print(title, table)
 
 

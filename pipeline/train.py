@@ -17,6 +17,7 @@ from pickle import UnpicklingError
 import torch
 
 from pipeline import workers
+from pipeline.baselines import cheap_baselines, compare, fit
 from pipeline.checkpoint import CheckpointManifest, write_checkpoint
 from pipeline.config import Config
 from pipeline.dataset import Dataset, load_dataset
@@ -24,6 +25,7 @@ from pipeline.eager import EagerScorer
 from pipeline.errors import InputError
 from pipeline.evaluation import evaluate
 from pipeline.fitting import Epoch, Fitting, OnStep, deterministic
+from pipeline.metrics import Comparison, Measure
 from pipeline.model import MacridVAE
 from pipeline.publish import check_directory, publish_file, scratch_directory
 
@@ -82,7 +84,7 @@ def train(
                     on_epoch(epoch)
         if workers.rank():
             return None
-        measured = evaluate(EagerScorer(model), data.test.histories, data.test.targets) if len(data.test) else {}
+        measured, compared = _measure(model, data)
         manifest = write_checkpoint(
             output,
             config=config,
@@ -95,9 +97,20 @@ def train(
             best_epoch=fitting.best_epoch,
             metrics=measured,
             metrics_lines="".join(_line(epoch) for epoch in epochs),
+            data_sha256=saved.data_sha256,
+            baselines=compared,
         )
         saved.path.unlink(missing_ok=True)
         return manifest
+
+
+def _measure(model: MacridVAE, data: Dataset) -> tuple[dict[str, Measure], dict[str, Comparison]]:
+    """The model on the test users, and the cheap baselines on the same; nothing without test users."""
+    if not len(data.test):
+        return {}, {}
+    scorer = EagerScorer(model)
+    baselines = fit(cheap_baselines(len(data.vocabulary)), data)
+    return evaluate(scorer, data.test.histories, data.test.targets), compare(scorer, baselines, data.test)
 
 
 class _Saved:
@@ -106,7 +119,7 @@ class _Saved:
     def __init__(self, output: Path, config: Config, data: Dataset) -> None:
         self.path = output.with_name(f"{output.name}.training.pt")
         self._log = output.with_name(f"{output.name}.metrics.jsonl")
-        self._config, self._data = config.fields(), data.digest()
+        self._config, self.data_sha256 = config.fields(), data.digest()
         self._saved_at, self._seconds = time.monotonic(), 0.0
 
     def load(self, fitting: Fitting) -> list[Epoch]:
@@ -123,7 +136,7 @@ class _Saved:
             for name, now in self._config.items()
             if before.get(name) != now
         ]
-        if data != self._data:
+        if data != self.data_sha256:
             changed.append("the interactions are others")
         if changed:
             raise InputError(
@@ -140,7 +153,7 @@ class _Saved:
             return
         state = {
             "config": self._config,
-            "data": self._data,
+            "data": self.data_sha256,
             "epochs": [asdict(epoch) for epoch in epochs],
             "fitting": fitting.state_dict(),
         }

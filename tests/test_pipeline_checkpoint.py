@@ -18,7 +18,7 @@ from pipeline.eager import EagerScorer
 from pipeline.errors import InputError
 from pipeline.histories import Histories
 from pipeline.manifest import digests, read_manifest
-from pipeline.metrics import Measure
+from pipeline.metrics import Comparison, Measure
 from pipeline.split import HeldOut
 from pipeline.vocabulary import Vocabulary
 
@@ -30,6 +30,7 @@ TRAINING = Histories.of([(0, 1), (2,), (0, 1, 2, 3, 4), (5,)])
 VALIDATION = HeldOut(Histories.of([(1, 2), ()]), Histories.of([(3,), (0, 5)]))
 TEST = HeldOut(Histories.of([(4,)]), Histories.of([(0, 1, 2)]))
 METRICS = {"ndcg@100": Measure(0.4, 0.01, 0.38, 0.42, 500)}
+BASELINES = {"ease": Comparison(500.0, METRICS, Measure(0.01, 0.02, -0.03, 0.05, 500))}
 FILES = ["histories.parquet", "items.parquet", "manifest.json", "metrics.jsonl", "weights.safetensors"]
 
 
@@ -55,6 +56,8 @@ def write(path: Path, **changes: Any) -> None:
         "best_epoch": 12,
         "metrics": METRICS,
         "metrics_lines": '{"epoch": 1}\n{"epoch": 2}\n',
+        "data_sha256": "d1",
+        "baselines": BASELINES,
     }
     write_checkpoint(path, **{**parts, **changes})
 
@@ -91,11 +94,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert sorted(lists(found.training)) == sorted(lists(TRAINING))
     assert (path / "metrics.jsonl").read_bytes() == b'{"epoch": 1}\n{"epoch": 2}\n'
     manifest = found.manifest
-    assert (manifest.kind, manifest.format_version) == ("checkpoint", 1)
+    assert (manifest.kind, manifest.format_version) == ("checkpoint", 2)
     assert manifest.config == CONFIG
     assert manifest.counts == {"rows": 20, "users": 7}
     assert manifest.best_epoch == 12
+    assert manifest.data_sha256 == "d1"
     assert manifest.metrics == METRICS
+    assert manifest.baselines == BASELINES
     assert sorted(manifest.versions) == ["macrid", "numpy", "polars", "pyarrow", "python", "safetensors", "torch"]
     assert sorted([*manifest.files, "manifest.json"]) == FILES
 
@@ -276,8 +281,19 @@ def test_a_bundle_is_not_a_checkpoint(tmp_path: Path) -> None:
     write(path)
     edit_manifest(path, lambda fields: fields.update(kind="bundle"))
     assert refusal(path) == (
-        f"{path / 'manifest.json'} says kind 'bundle', format version 1; this macrid reads kind 'checkpoint', "
-        "format version 1. Name a checkpoint, or write it again with this version."
+        f"{path / 'manifest.json'} says kind 'bundle', format version 2; this macrid reads kind 'checkpoint', "
+        "format version 2. Name a checkpoint, or write it again with this version."
+    )
+
+
+def test_a_checkpoint_of_an_older_macrid(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    write(path)
+    edit_manifest(path, lambda fields: [fields.pop(name) for name in ("data_sha256", "baselines")])
+    edit_manifest(path, lambda fields: fields.update(format_version=1))
+    assert refusal(path) == (
+        f"{path / 'manifest.json'} says kind 'checkpoint', format version 1; this macrid reads kind 'checkpoint', "
+        "format version 2. Name a checkpoint, or write it again with this version."
     )
 
 

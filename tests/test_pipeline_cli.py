@@ -234,6 +234,22 @@ def test_refused_ways_to_measure_concepts(
     assert refused(2, "evaluate", "--model", "checkpoint", *arguments) == f"Error: {message}\n"
 
 
+def test_inspecting_what_the_nightly_job_wrote(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of the README."""
+    monkeypatch.chdir(workspace)
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^pipeline (inspect .+)$", readme, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        kind = command.split()[1].replace("recommendations", "run")
+        assert f": a {kind}" in fine(*command.split()).splitlines()[0]
+        assert json.loads(fine(*command.split(), "--json"))["kind"] == kind
+    concepts = json.loads(fine("inspect", "checkpoint", "--json"))["concepts"]
+    titles = set(pl.read_parquet("items.parquet")["title"])
+    assert all(item["title"] in titles for concept in concepts for item in concept["top_items"])
+    assert concepts[0]["top_items"][0]["title"] in (workspace / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
 def test_tensorboard(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.chdir(workspace)
@@ -425,6 +441,7 @@ OPTIONS = {
         *("--allow", "--deny", "--exclude", "--where", "--cap", "--since", "--max-errors", "--layout", "--verify"),
         *("--format", "--device", "--json"),
     ],
+    "inspect": ["directory", "--json"],
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pipeline.baselines
 import pipeline.fitting
 import pipeline.train
 from pipeline.checkpoint import read_checkpoint
@@ -383,6 +384,13 @@ def test_a_job_reads_fits_tests_and_publishes(interactions: Config, tmp_path: Pa
     measure = manifest.metrics["ndcg@100"]
     assert measure.n_users == 12
     assert measure.mean >= np.mean(hits)  # a hit in first place alone scores 1
+    (tmp_path / "again").mkdir()
+    assert manifest.data_sha256 == load_dataset(interactions.data, tmp_path / "again").digest()
+    assert list(manifest.baselines) == ["ease", "popularity"]
+    for baseline in manifest.baselines.values():
+        assert baseline.metrics.keys() == manifest.metrics.keys()
+        lead = measure.mean - baseline.metrics["ndcg@100"].mean
+        assert baseline.advantage.mean == pytest.approx(lead)
     assert sorted(entry.name for entry in output.parent.iterdir()) == ["checkpoint", "checkpoint.metrics.jsonl"]
 
 
@@ -413,8 +421,15 @@ def test_test_users_reach_neither_training_nor_selection(
 def test_a_job_without_test_users_has_no_metrics(interactions: Config, tmp_path: Path) -> None:
     data = interactions.data.model_copy(update={"test": 0, "validation": 0})
     manifest = train(interactions.model_copy(update={"data": data}), tmp_path / "checkpoint", "cpu")
-    assert manifest.metrics == {}
+    assert (manifest.metrics, manifest.baselines) == ({}, {})
     assert manifest.best_epoch == 4
+
+
+def test_a_large_catalogue_is_compared_with_popularity_only(
+    interactions: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.baselines, "CHEAP_EASE_ITEMS", N_ITEMS - 1)
+    assert list(train(interactions, tmp_path / "checkpoint", "cpu").baselines) == ["popularity"]
 
 
 def test_a_failed_job_leaves_the_older_checkpoint_and_the_epochs_it_had(interactions: Config, tmp_path: Path) -> None:
