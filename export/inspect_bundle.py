@@ -9,6 +9,7 @@ import polars as pl
 
 from export.bundle import Bundle, Format, read_bundle
 from export.gate import Parity
+from export.signing import SIGNATURE
 from pipeline.inspection import Inspection, Tables, config_rows, file_rows, metric_rows
 from pipeline.manifest import FileDigest
 
@@ -16,7 +17,8 @@ from pipeline.manifest import FileDigest
 def inspect_bundle(path: Path) -> Inspection:
     """Open a bundle, every file verified, and describe it.
 
-    The JSON adds to the manifest's fields: `sha256` of the manifest, by which runs name the bundle.
+    The JSON adds to the manifest's fields: `sha256` of the manifest, by which runs name the bundle, and whether it is
+    `signed`; by whom, only verifying with a key tells.
 
     Raises:
         InputError: as `read_bundle`.
@@ -24,6 +26,7 @@ def inspect_bundle(path: Path) -> Inspection:
     opened = read_bundle(path)
     manifest = opened.manifest
     facts = {"path": str(path), **manifest.model_dump(mode="json"), "sha256": opened.digest.sha256}
+    facts["signed"] = (path / SIGNATURE).is_file()
     tables: Tables = {
         f"{path}: a bundle of {manifest.n_items:,} items and {manifest.n_concepts} concepts, every file as written": (
             _facts(opened)
@@ -45,6 +48,7 @@ def _facts(opened: Bundle) -> dict[str, object]:
         "SHA-256 of the bundle": opened.digest.sha256,
         "of its checkpoint": opened.manifest.checkpoint.sha256,
         "precision": opened.manifest.precision,
+        "signed": "yes; verify it with: pipeline score --verify" if (opened.directory / SIGNATURE).is_file() else "no",
         **opened.manifest.versions,
     }
 

@@ -237,7 +237,7 @@ def test_a_bundle_replaced_while_it_is_opened(copy: Path, tmp_path: Path) -> Non
     with pytest.raises(JobError) as error:
         opened.check_opened(open_scorer(copy, "onnx", "cpu"))
     assert str(error.value) == (
-        f"{copy / 'items.parquet'} was replaced or written to while it was being opened. Run again."
+        f"{copy / 'MODEL_CARD.md'} was replaced or written to while it was being opened. Run again."
     )
 
 
@@ -294,13 +294,8 @@ DESCRIPTIVE = [
     ),
 ]
 FILES = [
-    "items.parquet",
-    "manifest.json",
-    SIGNATURE,
-    "model.onnx",
-    "model.pt2",
-    "model.torchscript.pt",
-    "weights.safetensors",
+    *("MODEL_CARD.md", "items.parquet", "manifest.json", SIGNATURE),
+    *("model.onnx", "model.pt2", "model.torchscript.pt", "weights.safetensors"),
 ]
 
 

@@ -342,7 +342,7 @@ def test_weights_are_not_shared_with_the_model() -> None:
 def test_the_graph_does_not_grow_with_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop over chunks is one Scan, however many chunks there are."""
     graphs = []
-    for chunk_items in (50, 500):
+    for chunk_items in (50, 250):
         monkeypatch.setattr("export.graph.CHUNK_ITEMS", chunk_items)
         write_onnx(RecommendationGraph(small_model(SMALL.model, SMALL_ITEMS)).eval(), tmp_path / "model.onnx", {})
         graphs.append(onnx_operators(tmp_path / "model.onnx"))

@@ -13,7 +13,7 @@ from pipeline.inspection import print_inspection
 
 KEYS = [
     *("path", "kind", "format_version", "files", "versions", "checkpoint", "config", "counts", "metrics", "n_items"),
-    *("n_concepts", "precision", "formats", "sha256"),
+    *("n_concepts", "precision", "formats", "sha256", "signed"),
 ]
 
 
