@@ -45,7 +45,7 @@ from pipeline.vocabulary import Vocabulary
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS = Path(__file__).with_suffix(".jsonl")
-METHODS = ("popularity", "ease", "paper", "recbole", "default")
+METHODS = ("popularity", "ease", "paper", "recbole", "default", "concepts")
 PAPER_METRICS = ("ndcg@100", "recall@20", "recall@50")
 METRICS = {
     "ml-1m": PAPER_METRICS,
@@ -145,7 +145,7 @@ def table(results: list[dict[str, object]]) -> str:
             if runs:
                 cells = [[run[metric] for run in runs] for metric in metrics]
                 shown = [f"{mean(c):.4f}" + (f" ± {stdev(c):.4f}" if len(c) > 1 else "") for c in cells]
-                label = f"MacridVAE, {method}.toml" if method in ("paper", "recbole", "default") else method
+                label = f"MacridVAE, {method}.toml" if method not in ("popularity", "ease") else method
                 lines.append(f"| {label} | {len(runs)} | {' | '.join(shown)} |")
         for label, values in PRINTED[name].items():
             lines.append(f"| {label} | | {' | '.join(f'{value:.4f}' for value in values)} |")

@@ -23,7 +23,7 @@ CUDA = [pytest.param(f"{name}-cuda", marks=pytest.mark.gpu) for name in CPU]
 BATCHES = {
     "one user": [7],
     "one empty history": [0],
-    "only empty histories": [0, 0],
+    "two users, both empty": [0, 0],
     "empty, single, longest": [0, 1, SMALL_ITEMS],
     "odd batch": [int(n) for n in np.random.default_rng(0).integers(0, 60, 33)],
     "large batch": [int(n) for n in np.random.default_rng(1).integers(0, 20, 255)],
@@ -138,6 +138,16 @@ def test_a_history_is_a_set(scorer: Scorer) -> None:
     repeated = scorer(Histories.of([[*histories[0].tolist(), *histories[0].tolist()], histories[1].tolist()]), 50)
     np.testing.assert_array_equal(repeated.items, once.items)
     np.testing.assert_allclose(repeated.scores, once.scores, atol=2e-6)
+
+
+def test_unknown_items_are_ignored(scorer: Scorer) -> None:
+    """Item number n_items stands for whatever the vocabulary does not know: of such items alone, an empty history."""
+    if isinstance(scorer, EagerScorer):
+        pytest.skip("unknown items are dropped before they reach the eager model")
+    known = random_histories([4, 0, 0], SMALL_ITEMS)
+    unknown = Histories.of([[*known[0].tolist(), SMALL_ITEMS], [SMALL_ITEMS], [SMALL_ITEMS, SMALL_ITEMS]])
+    for found, expected in zip(scorer(unknown, 50), scorer(known, 50), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_twice_gives_equal_bits_and_draws_nothing(scorer: Scorer) -> None:
