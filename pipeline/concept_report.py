@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.categories import Categories, agreement, macro_score
+from pipeline.concept_profile import Profile, profile_concepts
 from pipeline.concepts import cosines, duplicates, effective_concepts, independence
 from pipeline.dci import dci
 from pipeline.eager import to_batch
@@ -34,7 +35,7 @@ class ConceptReport:
     concepts: pl.DataFrame
     """One row per concept: shares of items and users whose largest concept it is, its share of all interactions, the
     largest cosine with another prototype (-1 where there is none), the matched category and its share (see
-    `Agreement`), and its most popular items."""
+    `Agreement`), and its foremost items (see `profile_concepts`)."""
 
 
 @torch.inference_mode()
@@ -55,14 +56,15 @@ def report(
     assignment_IC = model.assignment().cpu().numpy()
     items_ID, prototypes_CD = model.items().cpu().numpy(), model.prototypes.cpu().numpy()
     size_C = np.bincount(assignment_IC.argmax(axis=1), minlength=assignment_IC.shape[1])
+    profile = profile_concepts(assignment_IC, vocabulary, EXAMPLES)
     measures: dict[str, float | int | None] = {
-        "median_largest_share": float(np.median(assignment_IC.max(axis=1))),
+        "median_largest_share": profile.median_largest_assignment,
         "effective_concepts": effective_concepts(assignment_IC),
         "dead_concepts": int((size_C == 0).sum()),
         "duplicate_concepts": len(duplicates(prototypes_CD)),
         "item_independence": independence(items_ID),
     }
-    concepts = _concepts(vocabulary, assignment_IC, prototypes_CD)
+    concepts = _concepts(profile, prototypes_CD)
     if categories is not None:
         found = agreement(assignment_IC, categories)
         measures |= {name: getattr(found, name) for name in ("purity", "matched_purity", "nmi", "ari")}
@@ -81,22 +83,16 @@ def report(
     return ConceptReport(measures, concepts.select(pl.exclude("examples"), "examples"))
 
 
-def _concepts(
-    vocabulary: Vocabulary, assignment_IC: NDArray[np.floating], prototypes_CD: NDArray[np.floating]
-) -> pl.DataFrame:
-    items, largest_I = vocabulary.items, assignment_IC.argmax(axis=1)
-    n_interactions_I = items["n_interactions"].to_numpy()
+def _concepts(profile: Profile, prototypes_CD: NDArray[np.floating]) -> pl.DataFrame:
     other_CC = np.where(np.eye(len(prototypes_CD)), -1, cosines(prototypes_CD))
-    names = items["title" if "title" in items.columns else "item_id"].cast(pl.String).fill_null("?")
-    popular = vocabulary.popular()
-    examples = [names.gather(popular[largest_I[popular] == c][:EXAMPLES]).to_list() for c in range(len(prototypes_CD))]
+    rows = profile.concepts
     return pl.DataFrame(
         {
-            "concept": np.arange(len(prototypes_CD)),
-            "items": np.bincount(largest_I, minlength=len(prototypes_CD)) / len(items),
-            "interactions": n_interactions_I @ assignment_IC / n_interactions_I.sum(),
+            "concept": np.arange(len(rows)),
+            "items": [concept.items for concept in rows],
+            "interactions": [concept.interactions for concept in rows],
             "closest_cosine": other_CC.max(axis=1),
-            "examples": examples,
+            "examples": [[item.name for item in concept.top_items] for concept in rows],
         }
     )
 
