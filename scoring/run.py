@@ -32,7 +32,7 @@ MARKER = "receipts/part-00000.json"
 SUMMARY = "summary.json"
 SUCCESS = "_SUCCESS"
 
-_RUNTIMES = {"onnx": "onnxruntime", "torchscript": "torch"}
+_RUNTIMES = {"onnx": "onnxruntime", "torchscript": "torch", "pt2": "torch"}
 
 
 class Options(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True):
@@ -50,7 +50,7 @@ class Options(BaseModel, extra="forbid", frozen=True, strict=True, use_attribute
     """By column of the bundle's items, how many items of one value a user gets, at most."""
     layout: Literal["long", "nested"] = "long"
     """One row per recommendation, or one per user with lists."""
-    format: Literal["onnx", "torchscript"] = "onnx"
+    format: Literal["onnx", "torchscript", "pt2"] = "onnx"
     """Which graph of the bundle was opened."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where it ran."""

@@ -85,17 +85,20 @@ def test_scoring_accounts_for_every_user(workspace: Path) -> None:
     assert (run / "_SUCCESS").exists()
 
 
-def test_both_formats_recommend_the_same(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_format_recommends_the_same(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
-    bundle, run = str(tmp_path / "bundle"), str(tmp_path / "run")
-    assert set(json.loads(fine("export", "--output", bundle, "--format", "all", "--json"))) >= {"onnx", "torchscript"}
-    fine("score", "--input", "users.parquet", "--bundle", bundle, "--output", run, "--format", "torchscript")
-    ours, theirs = (
-        pl.read_parquet(path / "data").sort("user_id", "item_id") for path in (workspace / "recommendations", Path(run))
-    )
-    both = ours.join(theirs, on=["user_id", "item_id"], how="inner")
-    assert len(both) > 0.9999 * len(ours)
-    assert (both["score"] - both["score_right"]).abs().max() < 1e-4
+    bundle = str(tmp_path / "bundle")
+    printed = json.loads(fine("export", "--output", bundle, "--format", "all", "--json"))
+    assert {"onnx", "torchscript", "pt2"} <= printed.keys()
+    ours = pl.read_parquet(workspace / "recommendations" / "data").sort("user_id", "item_id")
+    for form in ("torchscript", "pt2"):
+        fine(
+            "score", "--input", "users.parquet", "--bundle", bundle, "--output", str(tmp_path / form), "--format", form
+        )
+        theirs = pl.read_parquet(tmp_path / form / "data").sort("user_id", "item_id")
+        both = ours.join(theirs, on=["user_id", "item_id"], how="inner")
+        assert len(both) > 0.9999 * len(ours)
+        assert (both["score"] - both["score_right"]).abs().max() < 1e-4
 
 
 def test_evaluating_the_checkpoint_repeats_its_metrics(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
