@@ -25,7 +25,7 @@ from typing import Literal
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
-from export.gate import Parity
+from export.parity import Parity, Precision
 from export.signing import SIGNATURE, check_signature
 from pipeline.config import Config, ModelConfig
 from pipeline.errors import InputError
@@ -69,8 +69,7 @@ class BundleManifest(Manifest):
     """Of the test users, measured at the end of training."""
     n_items: int
     n_concepts: int
-    precision: Literal["fp32", "fp16", "int8"]
-    """Of the tables; exponentials, sums and the top k are float32 always."""
+    precision: Precision
     formats: dict[str, Format]
 
     def parity(self) -> dict[str, Parity]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from export.bundle import FILES, BundleManifest, Format
+from export.bundle import FILES, VOCABULARY, WEIGHTS, BundleManifest, Format
 from export.formats import (
     OPSET,
     onnx_operators,
@@ -22,9 +22,10 @@ from export.formats import (
     write_torchscript,
 )
 from export.gate import Gate, check_random
-from export.graph import Precision, RecommendationGraph
+from export.graph import RecommendationGraph
 from export.model_card import NAME as CARD
 from export.model_card import model_card
+from export.parity import Precision
 from export.signing import read_private_key
 from export.signing import sign as sign_directory
 from pipeline.checkpoint import Checkpoint, read_checkpoint
@@ -50,7 +51,6 @@ def export_bundle(
     formats: Sequence[str],
     open_scorer: OpenScorer,
     precision: Precision = "fp32",
-    on_check: Callable[[str, Format], None] | None = None,
     sign: Path | None = None,
 ) -> BundleManifest:
     """Write a bundle whose every file was held against the eager model on the CPU.
@@ -61,7 +61,6 @@ def export_bundle(
         formats: of `FILES`.
         open_scorer: opens a format's file in a folder on a device.
         precision: of the tables; see export/graph.py.
-        on_check: called with each format that passed.
         sign: PEM file of the Ed25519 key to sign with. None: the bundle is not signed.
 
     Raises:
@@ -77,9 +76,7 @@ def export_bundle(
         gate = Gate(EagerScorer(model), gate_histories(opened), gate_users(opened), precision)
         for form in formats:
             records[form] = _write_checked(form, graph, folder, gate, open_scorer)
-            if on_check is not None:
-                on_check(form, records[form])
-        for name in ("items.parquet", "weights.safetensors"):
+        for name in (VOCABULARY, WEIGHTS):
             shutil.copyfile(checkpoint / name, folder / name)
         made_with = versions("torch", "onnx", "onnxscript")
         profile = profile_concepts(model.assignment().detach().numpy(), opened.vocabulary)

@@ -5,7 +5,8 @@ Meaning: NDCG and Recall on held-out users. And determinism: nothing random, equ
 user's scores depend on who else is in the batch.
 
 Fail closed: a check that does not hold raises, names the check, the worst case and its size, and no bundle appears.
-What an exact format may differ by is rounding; what a smaller precision may lose is stated in `TOLERANCES`.
+What an exact format may differ by is rounding; what a smaller precision may lose is stated in
+`export.parity.TOLERANCES`.
 
 Shape letters: B users, k places, C concepts.
 """
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
+from export.parity import TOLERANCES, Difference, Parity, Precision
 from pipeline.errors import JobError
 from pipeline.evaluation import of_each
 from pipeline.histories import Histories
@@ -34,68 +35,6 @@ METRICS: Mapping[str, tuple[int, ...]] = {"ndcg": (100,), "recall": (20, 50)}
 NOTHING = "Nothing was written."
 SPARE_PLACES = 50
 """How many more places the model is asked for, so that an item which changed places within a tie is still found."""
-
-
-class Tolerance(NamedTuple):
-    """How far a file may be from the model."""
-
-    score: float
-    """Of a score (natural log of a probability)."""
-    share: float
-    """Of a concept share."""
-    tie: float
-    """Items whose scores are closer than this may change places."""
-    overlap: float
-    """Least mean share of the model's top k that is found."""
-    loss: float
-    """Of a metric's mean over the held-out users, chance aside: few users lose or win a hit by a single tie."""
-
-
-TOLERANCES = {
-    "fp32": Tolerance(score=1e-4, share=1e-3, tie=1e-5, overlap=0.999, loss=1e-4),
-    "fp16": Tolerance(score=1e-2, share=1e-2, tie=1e-2, overlap=0.999, loss=5e-4),
-    "int8": Tolerance(score=1e-1, share=5e-2, tie=1e-1, overlap=0.99, loss=1e-3),
-}
-
-
-class Difference(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A metric's mean over the held-out users."""
-
-    model: float
-    artefact: float
-
-
-class Parity(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What the gate measured for one file; it held everywhere."""
-
-    histories: int
-    """Compared, edge cases included."""
-    longest_history: int
-    k: int
-    largest_score_difference: float
-    largest_share_difference: float
-    same_sets: int
-    """Histories with exactly the model's top-k set; the others differ by ties within the tolerance only."""
-    mean_overlap: float
-    """Share of the model's top k that is found."""
-    largest_disorder: float
-    """By how much an item is placed above one that the model scores higher."""
-    held_out_users: int
-    metrics: dict[str, Difference]
-    """Of those users; none where the checkpoint holds no such users."""
-    same_bits_twice: bool
-    largest_batch_difference: float
-    """Of a user's scores alone and in a batch."""
-
-    def sentence(self) -> str:
-        """The same for people."""
-        lost = max((metric.model - metric.artefact for metric in self.metrics.values()), default=0.0)
-        return (
-            f"{self.histories:,} histories (longest {self.longest_history:,}): scores within "
-            f"{self.largest_score_difference:.1e}, {self.same_sets:,} times the same top-{self.k} set "
-            f"(overlap {self.mean_overlap:.4f}); {self.held_out_users:,} held-out users: metrics at most "
-            f"{max(lost, 0.0):.1e} lower; nothing random"
-        )
 
 
 def check_random(form: str, random: list[str]) -> None:
@@ -147,7 +86,7 @@ class Gate:
     """
 
     def __init__(
-        self, model: Scorer, histories: Histories, held_out: HeldOut, precision: str = "fp32", k: int = 100
+        self, model: Scorer, histories: Histories, held_out: HeldOut, precision: Precision = "fp32", k: int = 100
     ) -> None:
         self.tolerance, self.k = TOLERANCES[precision], min(k, model.n_items)
         self.histories = histories

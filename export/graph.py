@@ -25,19 +25,18 @@ items per user, k places.
 
 # No `from __future__ import annotations`: TorchScript reads the types of the attributes below.
 import copy
-from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
+from export.parity import Precision
 from pipeline.model import MacridVAE
 from pipeline.ranking import in_order, top_k
 
 INPUTS = ("history_items", "history_offsets", "excluded", "allowed", "concept_weights", "k")
 OUTPUTS = ("items", "scores", "concept_shares")
-Precision = Literal["fp32", "fp16", "int8"]
 CHUNK_ITEMS = 8192
 """Items of a chunk, at most: 4,096 to 16,384 were equally fast (docs/benchmarks.md)."""
 ABSENT = -300.0

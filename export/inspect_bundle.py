@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from export.bundle import Bundle, Format, read_bundle
-from export.gate import Parity
+from export.parity import Parity
 from export.signing import SIGNATURE
 from pipeline.inspection import Inspection, Tables, config_rows, file_rows, metric_rows
 from pipeline.manifest import FileDigest

@@ -183,7 +183,6 @@ def _parity(formats: Mapping[str, Format]) -> str:
     rows: list[Sequence[str]] = []
     for form in formats.values():
         parity = form.parity
-        lost = max((metric.model - metric.artefact for metric in parity.metrics.values()), default=0.0)
         rows.append(
             (
                 f"`{form.file}`",
@@ -191,7 +190,7 @@ def _parity(formats: Mapping[str, Format]) -> str:
                 f"{parity.largest_score_difference:.1e}",
                 f"{parity.largest_share_difference:.1e}",
                 f"{parity.same_sets:,} (overlap {parity.mean_overlap:.4f})",
-                f"{max(lost, 0.0):.1e} on {parity.held_out_users:,} users",
+                f"{parity.largest_loss:.1e} on {parity.held_out_users:,} users",
                 f"{parity.largest_batch_difference:.1e}",
             )
         )

@@ -24,11 +24,11 @@ from pipeline.config import DataConfig
 from pipeline.dataset import Dataset, load_dataset
 from pipeline.eager import to_batch, to_top_k
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate, mean_ndcg, ndcg_of_each
+from pipeline.evaluation import evaluate_each, mean_ndcg
 from pipeline.histories import Histories
 from pipeline.metrics import Comparison, bootstrap
 from pipeline.ranking import in_order
-from pipeline.scorer import Scorer, TopK
+from pipeline.scorer import TopK
 from pipeline.split import HeldOut
 from pipeline.vocabulary import Vocabulary
 
@@ -166,14 +166,19 @@ def fit(names: Sequence[str], data: Dataset) -> dict[str, Baseline]:
     return {name: Baseline(*choose_ease(data)) if name == "ease" else popular for name in dict.fromkeys(names)}
 
 
-def compare(model: Scorer, baselines: Mapping[str, Baseline], users: HeldOut) -> dict[str, Comparison]:
-    """Each baseline's metrics, and by how much the model leads it. Errors as in `pipeline.evaluation.evaluate`."""
-    asked = (users.histories, users.targets)
-    ours_U = ndcg_of_each(model, *asked)
+def compare(ndcg_U: NDArray[np.float64], baselines: Mapping[str, Baseline], users: HeldOut) -> dict[str, Comparison]:
+    """Each baseline's metrics, and by how much a model leads it. Errors as in `pipeline.evaluation.evaluate`.
+
+    Args:
+        ndcg_U: the model's NDCG@100 of each of these users.
+        baselines: fitted, by name.
+        users: to measure them on.
+    """
     compared = {}
     for name, (scorer, l2) in baselines.items():
-        lead = bootstrap({"difference": ours_U - ndcg_of_each(scorer, *asked)})["difference"]
-        compared[name] = Comparison(l2, evaluate(scorer, *asked), lead)
+        metrics, values = evaluate_each(scorer, users.histories, users.targets)
+        lead = bootstrap({"difference": ndcg_U - values["ndcg@100"]})["difference"]
+        compared[name] = Comparison(l2, metrics, lead)
     return compared
 
 

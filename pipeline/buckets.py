@@ -39,6 +39,11 @@ def bucket_count(n_rows: int) -> int:
     return min(max(1, -(-n_rows // ROWS_PER_BUCKET)), MAX_BUCKETS)
 
 
+def bucket_of_user(n_buckets: int) -> pl.Expr:
+    """The bucket of `user_id`, UInt32: its hash modulo `n_buckets`."""
+    return (pl.col("user_id").hash(seed=0) % n_buckets).cast(pl.UInt32)
+
+
 def shuffle(source: Source, folder: Path, n_buckets: int, *, min_rating: float | None = None) -> None:
     """Stream a source into `folder` (made here, or empty): one subfolder per bucket, rows `user_id, item_id`.
 
@@ -54,10 +59,9 @@ def shuffle(source: Source, folder: Path, n_buckets: int, *, min_rating: float |
         raise FileExistsError(f"{folder} is not empty")
     pl.DataFrame(schema={"user_id": source.user_type, "item_id": _item_type(source)}).write_parquet(folder / _EMPTY)
     rows = _long_rows(source, min_rating)
-    bucket = (pl.col("user_id").hash(seed=0) % n_buckets).cast(pl.UInt32)
     try:
         with pl.Config(streaming_chunk_size=_chunk_size(source)):
-            rows.with_columns(bucket=bucket).sink_parquet(
+            rows.with_columns(bucket=bucket_of_user(n_buckets)).sink_parquet(
                 pl.PartitionBy(folder, key="bucket", include_key=False),
                 compression="lz4",
                 statistics=False,

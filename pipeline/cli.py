@@ -15,7 +15,7 @@ import click
 from pipeline.errors import InputError, JobError, PipelineError
 
 if TYPE_CHECKING:
-    from export.graph import Precision
+    from export.parity import Precision
     from pipeline.config import Config
     from pipeline.scorer import Scorer
     from pipeline.split import HeldOut
@@ -244,7 +244,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure a checkpoint's or bundle's recommendations against what users went on to choose, or its concepts."""
-    from pipeline.evaluation import evaluate
+    from pipeline.evaluation import evaluate, evaluate_each
     from pipeline.held_out import read_held_out
     from pipeline.report import print_comparison, print_metrics
 
@@ -272,8 +272,8 @@ def evaluate(
 
     config = opened.config.updated({"data.input": interactions}) if interactions else opened.config
     fitted = fit_baselines(baselines, config.data, opened.vocabulary)  # may refuse the input, so before the work
-    measured, compared = evaluate(opened.scorer, *users), compare(opened.scorer, fitted, held_out)
-    print_comparison(title, measured, compared, facts, as_json)
+    measured, values = evaluate_each(opened.scorer, *users)
+    print_comparison(title, measured, compare(values["ndcg@100"], fitted, held_out), facts, as_json)
 
 
 @main.command()

@@ -50,31 +50,29 @@ def evaluate(
     Raises:
         InputError: no users, users without targets, items outside the catalogue, targets already in the history.
     """
-    _check(scorer, histories, targets)
+    return evaluate_each(scorer, histories, targets, cutoffs=cutoffs)[0]
+
+
+def evaluate_each(
+    scorer: Scorer,
+    histories: Histories,
+    targets: Histories,
+    *,
+    cutoffs: Mapping[str, Sequence[int]] = CUTOFFS,
+) -> tuple[dict[str, Measure], dict[str, NDArray[np.float64]]]:
+    """As `evaluate`, and with it the values of each user, float64 [U], of the metrics that users have."""
     names = [f"{name}@{k}" for name, ks in cutoffs.items() for k in ks]
-    user_cutoffs = {name: ks for name, ks in cutoffs.items() if name != "coverage"}
-    longest = max(k for ks in cutoffs.values() for k in ks)
-    values = {f"{name}@{k}": np.empty(len(targets)) for name, ks in user_cutoffs.items() for k in ks}
-    top_UK = np.empty((len(targets), max(cutoffs.get("coverage", ()), default=0)), dtype=np.int32)
-    for users_B, top_BK in _rankings(scorer, histories, longest):
-        top_UK[users_B] = top_BK[:, : top_UK.shape[1]]
-        for name, value_B in per_user(top_BK, targets.take(users_B), user_cutoffs).items():
-            values[name][users_B] = value_B
+    values, top_UK = _values(scorer, histories, targets, cutoffs)
     measures = bootstrap(values) if values else {}
     measures |= {f"coverage@{k}": coverage(top_UK[:, :k], scorer.n_items) for k in cutoffs.get("coverage", ())}
-    return {name: measures[name] for name in names}
+    return {name: measures[name] for name in names}, values
 
 
 def of_each(
     scorer: Scorer, histories: Histories, targets: Histories, cutoffs: Mapping[str, Sequence[int]]
 ) -> dict[str, NDArray[np.float64]]:
     """Metrics of `metrics.PER_USER`, each user's value, float64 [U]. Arguments, names and errors as in `evaluate`."""
-    _check(scorer, histories, targets)
-    values = {f"{name}@{k}": np.empty(len(targets)) for name, ks in cutoffs.items() for k in ks}
-    for users_B, top_Bk in _rankings(scorer, histories, max(k for ks in cutoffs.values() for k in ks)):
-        for name, value_B in per_user(top_Bk, targets.take(users_B), cutoffs).items():
-            values[name][users_B] = value_B
-    return values
+    return _values(scorer, histories, targets, cutoffs)[0]
 
 
 def ndcg_of_each(scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> NDArray[np.float64]:
@@ -85,6 +83,22 @@ def ndcg_of_each(scorer: Scorer, histories: Histories, targets: Histories, *, k:
 def mean_ndcg(scorer: Scorer, histories: Histories, targets: Histories, *, k: int = 100) -> float:
     """Mean NDCG@k over users and nothing else: for comparing epochs. Arguments and errors as in `evaluate`."""
     return float(ndcg_of_each(scorer, histories, targets, k=k).mean())
+
+
+def _values(
+    scorer: Scorer, histories: Histories, targets: Histories, cutoffs: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int32]]:
+    """Each user's value of each metric that users have, and the lists that coverage needs, int32 [U, K]."""
+    _check(scorer, histories, targets)
+    user_cutoffs = {name: ks for name, ks in cutoffs.items() if name != "coverage"}
+    longest = max(k for ks in cutoffs.values() for k in ks)
+    values = {f"{name}@{k}": np.empty(len(targets)) for name, ks in user_cutoffs.items() for k in ks}
+    top_UK = np.empty((len(targets), max(cutoffs.get("coverage", ()), default=0)), dtype=np.int32)
+    for users_B, top_BK in _rankings(scorer, histories, longest):
+        top_UK[users_B] = top_BK[:, : top_UK.shape[1]]
+        for name, value_B in per_user(top_BK, targets.take(users_B), user_cutoffs).items():
+            values[name][users_B] = value_B
+    return values, top_UK
 
 
 def _rankings(scorer: Scorer, histories: Histories, k: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

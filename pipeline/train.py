@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.dataset import Dataset, load_dataset
 from pipeline.eager import EagerScorer
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import evaluate_each
 from pipeline.fitting import Epoch, Fitting, OnStep, deterministic
 from pipeline.metrics import Comparison, Measure
 from pipeline.model import MacridVAE
@@ -108,9 +108,9 @@ def _measure(model: MacridVAE, data: Dataset) -> tuple[dict[str, Measure], dict[
     """The model on the test users, and the cheap baselines on the same; nothing without test users."""
     if not len(data.test):
         return {}, {}
-    scorer = EagerScorer(model)
+    measured, values = evaluate_each(EagerScorer(model), data.test.histories, data.test.targets)
     baselines = fit(cheap_baselines(len(data.vocabulary)), data)
-    return evaluate(scorer, data.test.histories, data.test.targets), compare(scorer, baselines, data.test)
+    return measured, compare(values["ndcg@100"], baselines, data.test)
 
 
 class _Saved:

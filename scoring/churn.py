@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 
 import polars as pl
 
+from pipeline.buckets import bucket_of_user
 from pipeline.errors import InputError
 from scoring.run import Churn, part_name
 
@@ -116,8 +117,7 @@ def _divided(run: _Run, folder: Path, n_parts: int) -> _Run:
         scan = pl.scan_parquet([file for part in files for file in part], glob=False)
         empty = folder / kind / "empty.parquet"  # what a part without users reads as
         scan.head(0).sink_parquet(empty, mkdir=True)
-        bucket = (pl.col("user_id").hash(seed=0) % n_parts).cast(pl.UInt32)
-        scan.with_columns(bucket=bucket).sink_parquet(
+        scan.with_columns(bucket=bucket_of_user(n_parts)).sink_parquet(
             pl.PartitionBy(folder / kind, key="bucket", include_key=False), maintain_order=True, mkdir=True
         )
         found = [sorted((folder / kind / f"bucket={part}").glob("*.parquet")) for part in range(n_parts)]

@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.histories import Histories
 from pipeline.interactions import Source, open_source
 from pipeline.vocabulary import Vocabulary
+from scoring.item_list import names_no_item
 
 
 class Sources(NamedTuple):
@@ -118,10 +119,7 @@ def check_exclusions(sources: Sources, folder: Path, vocabulary: Vocabulary) -> 
         InputError: no item id is one of the catalogue.
     """
     if sources.exclude is not None and not vocabulary.numbers(ids := distinct_items(folder / "exclude")).count():
-        raise InputError(
-            f"--exclude {sources.exclude.location} names no item of the bundle (ids: {len(ids):,}). "
-            f"Write its ids as training had them, {vocabulary.items['item_id'][0]!r} for one."
-        )
+        raise names_no_item(f"--exclude {sources.exclude.location}", len(ids), vocabulary)
 
 
 def read_part(folder: Path, number: int, vocabulary: Vocabulary) -> Part:

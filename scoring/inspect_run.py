@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.inspection import Inspection, Tables, file_rows
 from pipeline.manifest import NAME as MANIFEST
 from pipeline.manifest import FileDigest, digest
-from scoring.run import SUCCESS, InputDigest, Receipt, RunManifest, Summary, part_name
+from scoring.run import SUCCESS, InputDigest, Receipt, RunManifest, Summary, part_name, totals
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -30,7 +30,7 @@ def inspect_run(path: Path) -> Inspection:
     receipts = [_read(part, Receipt) for part in parts if part.is_file()]
     files = {name: written for receipt in receipts for name, written in receipt.files.items()}
     _check_files(path, files)
-    summary = _sum(receipts)
+    summary = Summary(**totals(receipt.summary for receipt in receipts))
     complete = len(receipts) == manifest.n_parts and (path / SUCCESS).is_file()
     facts = {
         "path": str(path),
@@ -68,11 +68,6 @@ def _check_files(directory: Path, files: dict[str, FileDigest]) -> None:
             raise InputError(f"{path} is missing from this run. Score again.")
         if path.stat().st_size != written.size or digest(path) != written:
             raise InputError(f"{path} is not the file that was written: size or SHA-256 differs. Score again.")
-
-
-def _sum(receipts: list[Receipt]) -> Summary:
-    parts = [receipt.summary.model_dump() for receipt in receipts]
-    return Summary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields})
 
 
 def _origin(manifest: RunManifest) -> dict[str, object]:

@@ -48,13 +48,18 @@ def read_item_list(vocabulary: Vocabulary, file: Path, option: str) -> tuple[NDA
         raise InputError(f"{option} {file}: {error}") from None
     known = numbers.drop_nulls()
     if known.is_empty():
-        raise InputError(
-            f"{option} {file} names no item of the bundle (ids: {len(ids):,}). "
-            f"Write its ids as training had them, {vocabulary.items['item_id'][0]!r} for one."
-        )
+        raise names_no_item(f"{option} {file}", len(ids), vocabulary)
     listed_I = np.zeros(len(vocabulary), dtype=np.bool_)
     listed_I[known.to_numpy()] = True
     return listed_I, ItemList(location=str(file), file=digest(file), ids=len(ids), unknown=len(ids) - len(known))
+
+
+def names_no_item(what: str, n_ids: int, vocabulary: Vocabulary) -> InputError:
+    """For what lists ids of which the catalogue has none."""
+    return InputError(
+        f"{what} names no item of the bundle (ids: {n_ids:,}). "
+        f"Write its ids as training had them, {vocabulary.items['item_id'][0]!r} for one."
+    )
 
 
 def _read_ids(file: Path, option: str) -> pl.Series:

@@ -195,10 +195,15 @@ def write_receipt(folder: Path, part: int, content: str, summary: Summary) -> No
     _write(folder / "receipts" / f"{part_name(part)}.json", receipt)
 
 
+def totals(summaries: Iterable[Summary]) -> dict[str, Any]:
+    """The sum over parts of each field of `Summary`."""
+    parts = [summary.model_dump() for summary in summaries]
+    return {field: sum(part[field] for part in parts) for field in Summary.model_fields}
+
+
 def write_summary(folder: Path, summaries: Iterable[Summary], **facts: Any) -> RunSummary:
     """Write the sum over all parts with the other facts of a `RunSummary`."""
-    parts = [summary.model_dump() for summary in summaries]
-    total = RunSummary(**{field: sum(part[field] for part in parts) for field in Summary.model_fields}, **facts)
+    total = RunSummary(**totals(summaries), **facts)
     _write(folder / SUMMARY, total)
     return total
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,14 @@ def model_weights(config: Config, n_items: int) -> dict[str, torch.Tensor]:
 def one_thread() -> None:
     """Small tensors gain nothing from threads, and test processes side by side would wait for each other's."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Whether bytes survive a power cut is not seen from here; bringing them to disk is most of a small run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.publish._fsync", lambda path: None)
+        yield
 
 
 @pytest.fixture(scope="session")

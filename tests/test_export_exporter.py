@@ -27,8 +27,8 @@ from export.formats import (
     write_onnx,
     write_torchscript,
 )
-from export.gate import TOLERANCES
-from export.graph import HistoryEncoder, Precision, RecommendationGraph
+from export.graph import HistoryEncoder, RecommendationGraph
+from export.parity import TOLERANCES, Precision
 from pipeline.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.config import Config, ModelConfig
 from pipeline.eager import EagerScorer

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.bundle import Format
-from export.gate import Difference, Parity
 from export.model_card import PATHS, escaped, model_card
+from export.parity import Difference, Parity
 from pipeline.checkpoint import CheckpointManifest
 from pipeline.concept_profile import profile_concepts
 from pipeline.config import Config, DataConfig

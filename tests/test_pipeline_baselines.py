@@ -20,7 +20,7 @@ from pipeline.baselines import BaselineScorer, choose_ease, compare, ease, fit_b
 from pipeline.config import DataConfig
 from pipeline.dataset import Dataset, load_dataset
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import evaluate, ndcg_of_each
 from pipeline.histories import Histories
 from pipeline.split import HeldOut
 
@@ -198,7 +198,7 @@ def test_titles_that_moved_since_training_do_not_matter(blocks: tuple[DataConfig
 def test_compared_with_itself_a_baseline_has_no_advantage(blocks: tuple[DataConfig, Dataset]) -> None:
     config, data = blocks
     found = fit_baselines(["ease", "popularity"], config, data.vocabulary)
-    compared = compare(found["ease"].scorer, found, data.test)
+    compared = compare(ndcg_of_each(found["ease"].scorer, data.test.histories, data.test.targets), found, data.test)
     for name, (scorer, l2) in found.items():
         assert compared[name].l2 == l2
         assert compared[name].metrics == evaluate(scorer, data.test.histories, data.test.targets)
